@@ -1,0 +1,44 @@
+# README's two commands: `make rehearsal` and `make test`. They share one .venv and are quick the second time.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.10 python3,$(shell command -v $(p) 2>/dev/null)))
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := $(shell date -u +%Y%m%d-%H%M%S)
+
+.PHONY: help rehearsal test lint clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+
+# One stamp per set of extras; a changed pyproject.toml installs again.
+$(VENV)/.rehearsal: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No python3 found; install Python 3.10 to 3.13."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    rm -rf $(VENV); apt-get update -qq && apt-get install -y -qq python3-venv && $(PYTHON) -m venv $(VENV); \
+	  else echo "python3 -m venv failed; install the package python3-venv."; exit 1; fi; }
+	@echo "Installing into $(VENV) (about a minute the first time; torch is large)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[rehearsal]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.rehearsal
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[rehearsal,dev]'
+	@touch $@
+
+rehearsal: $(VENV)/.rehearsal ## train a tiny LLaMA2 through InternEvo on the CPU, judge it, sign the report
+	@$(BIN)/python -m pytest suites/perf -m tiny -q --run-dir reports/$(RUN)-tiny-perf
+	@$(BIN)/conformance bundle reports/$(RUN)-tiny-perf -o reports/$(RUN)-tiny-perf.tar
+	@$(BIN)/conformance verify reports/$(RUN)-tiny-perf.tar
+	@echo "report: reports/$(RUN)-tiny-perf/report.html"
+
+test: $(VENV)/.dev ## the suite's own tests
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	@$(BIN)/python -m pytest suites/selftest -q -n 2
+
+lint: $(VENV)/.dev ## ruff and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+clean: ## remove the venv and caches; reports stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,3 @@
+"""Turns the suite's pytest plugin on."""
+
+pytest_plugins = ["conformance.plugin"]
