@@ -1,0 +1,1 @@
+"""The bundle: one archive of a report and its evidence, and its verification."""

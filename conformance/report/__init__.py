@@ -1,0 +1,1 @@
+"""The signed report: keys, envelopes, statements and pages."""

@@ -1,0 +1,136 @@
+"""Bounded, strict JSON: one text has one meaning here, and a hostile text costs little.
+
+Python's own ``json`` keeps the last of two equal keys, reads NaN and 1e400, and nests until the stack ends; each of
+these lets two readers of the same signed bytes see two different reports.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, NoReturn
+
+from conformance.errors import JsonError
+
+# A report that lists 10,000 files takes about 2 MiB; parsed Python objects may take 30 times their text.
+MAX_BYTES = 8 * 2**20
+# Our deepest document nests 8 levels.
+MAX_DEPTH = 32
+# What a signed 64-bit reader in any other language can hold.
+_INTEGERS = range(-(2**63), 2**63)
+# Python's longest float repr is 24 characters; long literals make the conversion quadratic.
+_MAX_NUMBER_CHARS = 64
+
+
+def quoted(text: str | bytes, limit: int = 80) -> str:
+    """Show a foreign string safely on a terminal.
+
+    Args:
+        text: Any string or bytes, also a hostile one.
+        limit: Characters to show at most.
+
+    Returns:
+        The text in quotes, ASCII only, control characters escaped, shortened with "...".
+    """
+    return ascii(text[:limit]) + ("..." if len(text) > limit else "")
+
+
+def loads(data: bytes, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH, what: str = "The JSON text") -> Any:
+    """Parse UTF-8 JSON under strict rules.
+
+    Args:
+        data: The bytes of one JSON text.
+        max_bytes: Largest accepted size in bytes.
+        max_depth: Deepest accepted nesting of arrays and objects.
+        what: What the text is, to begin the error's sentence with.
+
+    Returns:
+        The value, of dict, list, str, int, float, bool and None.
+
+    Raises:
+        JsonError: Too large or too deep; not UTF-8; not JSON; a key twice in one object; NaN, an infinity or a number
+            that overflows; an integer beyond 64 bits; half of a surrogate pair.
+    """
+
+    def refuse(fault: str) -> NoReturn:
+        raise JsonError(f"{what} is refused: {fault}.")
+
+    def integer(text: str) -> int:
+        if len(text) > _MAX_NUMBER_CHARS or int(text) not in _INTEGERS:
+            refuse(f"the integer {quoted(text, 24)} does not fit 64 bits")
+        return int(text)
+
+    def real(text: str) -> float:
+        if len(text) > _MAX_NUMBER_CHARS:
+            refuse(f"the number {quoted(text, 24)} has more than {_MAX_NUMBER_CHARS} characters")
+        value = float(text)
+        if math.isinf(value):
+            refuse(f"the number {quoted(text)} overflows a 64-bit float")
+        return value
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            refuse(f"the key {quoted(twice)} occurs twice in one object")
+        return result
+
+    if len(data) > max_bytes:
+        refuse(f"it has {len(data)} bytes, more than the {max_bytes} allowed")
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=unique,
+            parse_int=integer,
+            parse_float=real,
+            parse_constant=lambda text: refuse(f"{text} is not a JSON number"),
+        )
+    except UnicodeDecodeError as error:
+        refuse(f"byte {error.start} is not valid UTF-8")
+    except json.JSONDecodeError as error:
+        refuse(f"not JSON at character {error.pos} ({error.msg})")
+    except RecursionError:
+        refuse(f"it nests deeper than {max_depth} levels")
+    fault = _fault_within(value, max_depth)
+    if fault:
+        refuse(fault)
+    return value
+
+
+def dumps(value: object, *, what: str = "The value") -> bytes:
+    """Write a value as compact JSON with sorted keys, such that ``loads`` accepts it.
+
+    Args:
+        value: Built of dict with string keys, list, tuple, str, int, float, bool and None.
+        what: What the value is, to begin the error's sentence with.
+
+    Returns:
+        UTF-8 bytes without a trailing newline; equal values give equal bytes.
+
+    Raises:
+        JsonError: The value holds NaN, an infinity, a foreign type, or anything else that ``loads`` refuses.
+    """
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        data = text.encode("utf-8")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise JsonError(f"{what} cannot be written as strict JSON: {error}.") from error
+    loads(data, what=what)
+    return data
+
+
+def _fault_within(value: object, max_depth: int) -> str:
+    """Find nesting beyond the cap and strings that no UTF-8 can hold; iterative, so that depth costs no stack."""
+    pending: list[tuple[object, int]] = [(value, 0)]
+    while pending:
+        item, depth = pending.pop()
+        if isinstance(item, str):
+            if not item.isascii() and any("\ud800" <= char <= "\udfff" for char in item):
+                return f"the string {quoted(item)} holds half of a surrogate pair"
+        elif isinstance(item, dict | list):
+            if depth >= max_depth:
+                return f"it nests deeper than {max_depth} levels"
+            children = item if isinstance(item, list) else [*item.keys(), *item.values()]
+            pending.extend((child, depth + 1) for child in children)
+    return ""
