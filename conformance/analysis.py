@@ -1,0 +1,321 @@
+"""From a log to figures and findings: what `conformance analyze`, the suites and the verifier share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, BinaryIO
+
+import numpy as np
+import pandas as pd
+
+from conformance.checks import completion, consistency
+from conformance.checks import loss as loss_checks
+from conformance.checks import throughput as throughput_checks
+from conformance.checks.consistency import Subject
+from conformance.checks.finding import Finding
+from conformance.internevo.log import Event, LogHead, RunLog, parse_log
+from conformance.internevo.log.records import CHECKPOINT_SAVED
+from conformance.metrics.facts import Facts, gather, updates_at
+from conformance.metrics.loss import Loss, loss_of
+from conformance.metrics.throughput import Tflops, Throughput, tflops, throughput
+from conformance.plan import Plan
+from conformance.spec import Workload, all_workloads
+from conformance.spec.floors import Floor, find_floor, load_floors
+
+# Signals and exceptions by which somebody ends a run on purpose.
+STOPS = ("KeyboardInterrupt", "SignalException", "SIGTERM", "SIGINT")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the figures are held against, besides plan and workload.
+
+    Args:
+        floors: Floors to choose from; None for the suite's own.
+        device: Model name of the device.
+        declared_tgs: A floor that the vendor set itself, in tokens per device and second; it certifies nothing.
+        peak_tflops: Declared peak of one device, dense bf16.
+        ceiling_tflops: GEMM ceiling of one device as preflight measured it.
+    """
+
+    floors: Sequence[Floor] | None = None
+    device: str | None = None
+    declared_tgs: float | None = None
+    peak_tflops: float | None = None
+    ceiling_tflops: float | None = None
+
+
+@dataclass(frozen=True)
+class RunAnalysis:
+    """One run, from its first segment to its last, with every figure and finding.
+
+    Args:
+        segments: The logs of its segments.
+        steps: Its steps, each once; where a resumed run made one twice, the later, from which it went on.
+        facts: What it was.
+        outcome: completed, crashed, out_of_memory, stopped, truncated or unknown.
+        complete: Whether the last step of the schedule was reached without an exception; None where nothing tells.
+        speed: Its throughput; None without steps.
+        tflops: Its TFLOPS; None without steps.
+        loss: Its loss; None without steps.
+        exceptions: Exceptions and signals of all segments and all ranks.
+        findings: What every check found.
+    """
+
+    segments: tuple[RunLog, ...]
+    steps: pd.DataFrame
+    facts: Facts
+    outcome: str
+    complete: bool | None
+    speed: Throughput | None
+    tflops: Tflops | None
+    loss: Loss | None
+    exceptions: tuple[Event, ...]
+    findings: tuple[Finding, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """One element of the ``runs`` that ``conformance analyze --json`` prints.
+
+        Returns:
+            Plain values; null for what the log cannot tell and for undefined numbers.
+        """
+        facts, numbers = self.facts, self.steps["step"]
+        model = facts.model
+        shown = {
+            "outcome": self.outcome,
+            "complete": self.complete,
+            "steps_logged": len(self.steps),
+            "first_step": int(numbers.iloc[0]) if len(numbers) else None,
+            "last_step": int(numbers.iloc[-1]) if len(numbers) else None,
+            "total_steps": facts.total_steps,
+            "segments": len(self.segments),
+            "cards": facts.cards,
+            "data_parallel": facts.data_parallel,
+            "tensor_parallel": facts.tensor,
+            "pipeline_parallel": facts.pipeline,
+            "micro_bsz": facts.micro_bsz,
+            "micro_num": facts.micro_num,
+            "global_batch_size": facts.global_batch_size,
+            "seq_len": model.seq_len if model else None,
+            "num_layers": model.num_layers if model else None,
+            "hidden_size": model.hidden_size if model else None,
+            "checkpoint_factor": facts.checkpoint_factor,
+            "sources": dict(facts.sources),
+            "tgs": _speed_json(self.speed),
+            "tflops": asdict(self.tflops) if self.tflops else None,
+            "loss": asdict(self.loss) if self.loss else None,
+            "exceptions": [self._exception_json(event) for event in self.exceptions],
+            "findings": [{**asdict(finding), "result": finding.result.value} for finding in self.findings],
+            "lines": asdict(self.segments[-1].counts),
+            "code_lines": dict(self.segments[-1].head.code_lines),
+        }
+        plain: dict[str, Any] = _plain(shown)
+        return plain
+
+    def _exception_json(self, event: Event) -> dict[str, Any]:
+        shown = {"type": event.type, "message": event.message, "host": event.host, "rank": event.rank}
+        return {**shown, "after_step": _after_step(self.segments, event), "line": event.line}
+
+
+def analyze(
+    stream: BinaryIO,
+    *,
+    plan: Plan | None = None,
+    workload: Workload | None = None,
+    limits: Limits | None = None,
+    others: Iterable[Event] = (),
+) -> list[RunAnalysis]:
+    """Analyse one log.
+
+    Args:
+        stream: The log.
+        plan: What the run was planned to be.
+        workload: The workload it claims to be, where there is no plan.
+        limits: What else its figures are held against.
+        others: Events of the other ranks' logs.
+
+    Returns:
+        One analysis for each run in it, resumed segments put together; none where nothing in it is InternEvo's.
+    """
+    return analyze_logs(parse_log(stream), plan=plan, workload=workload, limits=limits, others=others)
+
+
+def analyze_logs(
+    logs: Sequence[RunLog],
+    *,
+    plan: Plan | None = None,
+    workload: Workload | None = None,
+    limits: Limits | None = None,
+    others: Iterable[Event] = (),
+) -> list[RunAnalysis]:
+    """Analyse logs that were already read, of one file or of several.
+
+    Args:
+        logs: Runs and segments, in the order of time.
+        plan: What the run was planned to be.
+        workload: The workload it claims to be, where there is no plan.
+        limits: What else its figures are held against.
+        others: Events of the other ranks' logs.
+
+    Returns:
+        One analysis for each run, resumed segments put together.
+    """
+    workload = plan.workload if plan is not None else workload
+    return [_analyze(run, plan, workload, limits or Limits(), tuple(others)) for run in _join_segments(logs)]
+
+
+def _join_segments(logs: Sequence[RunLog]) -> list[list[RunLog]]:
+    """Put each log that goes on where an earlier one stopped with that one."""
+    runs: list[list[RunLog]] = []
+    for log in logs:
+        begin = log.steps["step"].iloc[0] if len(log.steps) else None
+        before = [run for run in runs if any(len(segment.steps) for segment in run)]
+        if begin and before and begin <= _last_step(before[-1]) + 1:
+            before[-1].append(log)
+        elif begin is None and log.head.resumed_from and before:
+            before[-1].append(log)  # it resumed, and ended before its first step
+        else:
+            runs.append([log])
+    return runs
+
+
+def _last_step(segments: Sequence[RunLog]) -> int:
+    return max(int(segment.steps["step"].iloc[-1]) for segment in segments if len(segment.steps))
+
+
+def _merge(segments: Sequence[RunLog]) -> tuple[pd.DataFrame, tuple[tuple[pd.DataFrame, pd.DataFrame], ...]]:
+    """The steps of all segments, each once, and those that two segments made."""
+    merged = segments[0].steps.assign(segment=0)
+    overlaps = []
+    for number, segment in enumerate(segments[1:], 1):
+        later = segment.steps.assign(segment=number)
+        if later.empty:
+            continue
+        again = merged["step"] >= later["step"].iloc[0]
+        if again.any():
+            both = np.intersect1d(merged.loc[again, "step"], later["step"])
+            pair = [f[f["step"].isin(both)].drop_duplicates("step").reset_index(drop=True) for f in (merged[again], later)]
+            overlaps.append((pair[0], pair[1]))
+        merged = pd.concat([merged[~again], later], ignore_index=True)
+    return merged, tuple(overlaps)
+
+
+def _analyze(
+    segments: list[RunLog], plan: Plan | None, workload: Workload | None, limits: Limits, others: tuple[Event, ...]
+) -> RunAnalysis:
+    steps, overlaps = _merge(segments)
+    last = segments[-1]
+    head = next((s.head for s in reversed(segments) if s.head.model), last.head)
+    head = replace(head, resumed_from=segments[0].head.resumed_from)
+    facts = gather(steps, head, plan, workload, all_workloads())
+    speed = throughput(steps)
+    flops = tflops(steps, speed, facts.model) if speed else None
+    target = workload.loss_target if workload else None
+    loss = loss_of(steps, target)
+    outcome, complete = _outcome(last, steps, facts.total_steps, (*last.exceptions, *others))
+    subject = Subject(
+        steps=steps,
+        head=head,
+        facts=facts,
+        plan=plan,
+        workload=workload,
+        counts=tuple(segment.counts for segment in segments),
+        events=tuple(event for segment in segments for event in segment.events),
+        overlaps=overlaps,
+        continued=head.resumed_from is not None,
+    )
+    exceptions = tuple(event for segment in segments for event in segment.exceptions) + others
+    last_step = int(steps["step"].iloc[-1]) if len(steps) else None
+    fatal = (*last.exceptions, *others)
+    findings = [completion.completed(outcome, last_step, facts.total_steps, fatal)]
+    findings += consistency.check_consistency(subject)
+    findings += _judge_figures(speed, flops, loss, workload, limits)
+    return RunAnalysis(
+        tuple(segments), steps, facts, outcome, complete, speed, flops, loss, exceptions, tuple(findings)
+    )
+
+
+def _judge_figures(
+    speed: Throughput | None, flops: Tflops | None, loss: Loss | None, workload: Workload | None, limits: Limits
+) -> list[Finding]:
+    findings = []
+    if speed is not None and flops is not None:
+        if flops.model_causal is not None:
+            findings.append(consistency.utilisation(flops.model_causal, limits.peak_tflops, limits.ceiling_tflops))
+        if workload is None or workload.kind == "perf":
+            floors = load_floors() if limits.floors is None else limits.floors
+            name = workload.name if workload else None
+            chosen = {m: find_floor(floors, name, m, limits.device) if name else None for m in ("tgs", "tflops")}
+            findings += throughput_checks.check_floors(speed, flops, chosen, name, limits.device)
+        if limits.declared_tgs is not None:
+            findings.append(throughput_checks.declared_floor(speed, limits.declared_tgs))
+    if loss is not None:
+        findings.append(loss_checks.defined(loss))
+        if workload is not None and workload.loss_target is not None:
+            source = workload.source_of("loss_target")
+            findings.append(loss_checks.target_reached(loss, workload.loss_target, source))
+    return findings
+
+
+def _outcome(
+    last: RunLog, steps: pd.DataFrame, total_steps: int | None, exceptions: Sequence[Event]
+) -> tuple[str, bool | None]:
+    """How the last segment ended, and whether it was complete."""
+    reached = None if total_steps is None else len(steps) > 0 and int(steps["step"].iloc[-1]) >= total_steps - 1
+    # After its last step a process may still fail to close a connection; only what train.py caught stopped the training.
+    fatal = [event for event in exceptions if event.raised_by_train or not reached]
+    if fatal:
+        if any(completion.is_out_of_memory(event) for event in fatal):
+            return "out_of_memory", False
+        return ("stopped" if all(event.type in STOPS for event in fatal) else "crashed"), False
+    if reached:
+        return "completed", True
+    if last.counts.cut:
+        return "truncated", False
+    if _was_stopped(last):
+        return "stopped", False
+    return ("unknown", None) if reached is None else ("truncated", False)
+
+
+def _was_stopped(log: RunLog) -> bool:
+    """Whether the log ends with the checkpoint that InternEvo saves when it is told to stop."""
+    saved = [event for event in log.events if event.kind == CHECKPOINT_SAVED]
+    if not saved or log.steps.empty:
+        return False
+    return saved[-1].line > log.steps["line"].iloc[-1] and saved[-1].value == updates_at(log.steps)[-1]
+
+
+def _after_step(segments: Sequence[RunLog], event: Event) -> int | None:
+    """Last step logged before an event: by its line in its own log, by the clock in another rank's."""
+    for segment in segments:
+        if any(event is own for own in segment.events):
+            before = segment.steps.loc[segment.steps["line"] < event.line, "step"]
+            return int(before.iloc[-1]) if len(before) else None
+    steps = segments[-1].steps
+    before = steps.loc[steps["time"] <= pd.Timestamp(event.time), "step"] if event.time is not None else steps["step"][:0]
+    return int(before.iloc[-1]) if len(before) else None
+
+
+def _speed_json(speed: Throughput | None) -> dict[str, Any] | None:
+    if speed is None:
+        return None
+    shown = asdict(speed)
+    steady = shown.pop("steady")
+    used = [steady["first"], steady["last"]]
+    return {**shown, "steps_used": used, "steps_excluded": steady["excluded"], "rule": steady["rule"]}
+
+
+def _plain(value: Any) -> Any:
+    """Values that strict JSON can hold: undefined numbers become null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+__all__ = ["Limits", "LogHead", "RunAnalysis", "analyze", "analyze_logs"]

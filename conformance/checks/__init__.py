@@ -1,0 +1,1 @@
+"""What is judged: pure functions from evidence to findings."""

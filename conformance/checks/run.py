@@ -1,0 +1,219 @@
+"""Was it the run that was planned? Checks on what a run recorded of itself."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from conformance.checks.finding import Finding, Result
+from conformance.errors import ConformanceError
+from conformance.internevo.config import render_config
+from conformance.internevo.patches import PATCHES
+from conformance.plan import Plan
+from conformance.spec import Workload
+
+
+def ended(record: Mapping[str, Any]) -> Finding:
+    """Whether the run ended by itself. Whether it ended well, only the logs can say: a crash exits with 0.
+
+    Args:
+        record: environment/run.json.
+
+    Returns:
+        The finding of check run-ended.
+    """
+    outcome = str(record.get("outcome"))
+    if outcome == "ended":
+        return Finding("run-ended", Result.PASS, "The run ended by itself.", outcome, evidence="environment/run.json")
+    told = {
+        "interrupted": "The run was interrupted by a signal (Ctrl-C, a scheduler or kill).",
+        "running": "The run has no end: the suite itself was killed.",
+        "failed": "The training processes could not be started or watched to their end.",
+    }
+    return Finding(
+        "run-ended",
+        Result.FAIL,
+        told.get(outcome, f"The run's outcome is {outcome!r}; expected 'ended'."),
+        outcome,
+        limit="ended",
+        evidence="environment/run.json",
+        next_step="Run it again; logs/node0/agent.log says what happened until then.",
+    )
+
+
+def ranks(plan: Plan, records: Mapping[int, Mapping[str, Any]], logs: tuple[str, ...]) -> Finding:
+    """Whether every rank of the plan left its record and its log, and no other did.
+
+    Args:
+        plan: The plan.
+        records: environment/rankR.json by rank.
+        logs: Names of the rank logs.
+
+    Returns:
+        The finding of check run-ranks.
+    """
+    expected = set(range(plan.cards))
+    logged = {int(name.rsplit("/rank", 1)[1].removesuffix(".log")) for name in logs}
+    missing = sorted(expected - (set(records) & logged))
+    extra = sorted((set(records) | logged) - expected)
+    if len(logs) != len(logged):
+        extra.append(-1)
+    good = not missing and not extra
+    fault = f"missing ranks: {missing or 'none'}; ranks that the plan does not have, or twice: {extra or 'none'}"
+    return Finding(
+        "run-ranks",
+        Result.PASS if good else Result.FAIL,
+        f"All {plan.cards} ranks left a record and a log." if good else f"Of {plan.cards} ranks, {fault}.",
+        float(len(set(records) & logged)),
+        "ranks",
+        float(plan.cards),
+        "the plan",
+        evidence="environment/, logs/",
+        next_step="" if good else "logs/node*/agent.log says why a rank did not start.",
+    )
+
+
+def config(plan: Plan, text: str) -> Finding:
+    """Whether InternEvo's configuration is what the plan renders.
+
+    Args:
+        plan: The plan.
+        text: configs/internevo.py.
+
+    Returns:
+        The finding of check run-config.
+    """
+    rendered = render_config(plan)
+    if text == rendered:
+        message = "InternEvo's configuration is what the plan renders."
+        return Finding("run-config", Result.PASS, message, evidence="configs/internevo.py")
+    changes = [
+        line
+        for line in difflib.unified_diff(rendered.splitlines(), text.splitlines(), n=0, lineterm="")
+        if line[:1] in "+-" and line[:3] not in ("+++", "---")
+    ]
+    return Finding(
+        "run-config",
+        Result.FAIL,
+        f"InternEvo's configuration is not what the plan renders; first of {len(changes)} differing lines: "
+        f"{ascii(changes[0]) if changes else 'line ends'}.",
+        evidence="configs/internevo.py",
+        next_step="Change settings with --set only, and run again.",
+    )
+
+
+def source(workload: Workload, record: Mapping[str, Any]) -> Finding:
+    """Whether the InternEvo that ran is a published one, unchanged; for an official workload, the pinned one.
+
+    Args:
+        workload: The workload.
+        record: environment/run.json.
+
+    Returns:
+        The finding of check source-pinned.
+    """
+    told = record.get("internevo")
+    told = told if isinstance(told, dict) else {}
+    tag, pristine = told.get("tag"), told.get("pristine") is True
+    name = f"{told.get('kind')} {told.get('version')}"
+    good = pristine and (tag == workload.tag or not workload.official)
+    return Finding(
+        "source-pinned",
+        Result.PASS if good else Result.FAIL,
+        f"InternEvo is the published {name}, unchanged."
+        if good
+        else f"InternEvo is {name}, tag {tag}, {'unchanged' if pristine else 'not the published tree'}; "
+        f"expected an unchanged {workload.tag}.",
+        str(told.get("tree") or told.get("version")),
+        limit=workload.tag,
+        limit_source="the workload's spec",
+        evidence="environment/run.json",
+        next_step="" if good else f"Get it with: conformance internevo get --tag {workload.tag}",
+    )
+
+
+def patches(records: Mapping[int, Mapping[str, Any]]) -> Finding:
+    """Whether every run-time patch on every rank is one of this suite's, by digest.
+
+    Args:
+        records: environment/rankR.json by rank.
+
+    Returns:
+        The finding of check patches-declared.
+    """
+    known = {patch.id: patch.digest for patch in PATCHES}
+    foreign = sorted(
+        {
+            str(applied.get("id"))
+            for record in records.values()
+            for applied in record.get("patches", [])
+            if known.get(str(applied.get("id"))) != applied.get("sha256")
+        }
+    )
+    good = not foreign and bool(records)
+    used = sorted({str(p.get("id")) for record in records.values() for p in record.get("patches", [])})
+    return Finding(
+        "patches-declared",
+        Result.PASS if good else Result.FAIL,
+        f"Run-time patches, all this suite's own: {', '.join(used) or 'none'}."
+        if good
+        else f"Run-time patches that this suite does not know, or knows with another digest: {', '.join(foreign)}."
+        if foreign
+        else "No rank recorded which patches it applied.",
+        evidence="environment/",
+        next_step="" if good else "Run with the unmodified suite; declare a change of your own with --patch.",
+    )
+
+
+def uniform(records: Mapping[int, Mapping[str, Any]]) -> Finding:
+    """Whether all ranks ran the same Python, packages and kernels on the same model of device.
+
+    Args:
+        records: environment/rankR.json by rank.
+
+    Returns:
+        The finding of check run-uniform.
+    """
+    flat = [
+        {name: record.get(name) for name in ("python", "packages", "kernels")}
+        | {f"device {name}": record.get("device", {}).get(name) for name in ("plugin", "vendor", "model", "driver")}
+        for record in records.values()
+    ]
+    differing = [name for name in (flat[0] if flat else ()) if len({repr(one[name]) for one in flat}) > 1]
+    good = not differing and bool(records)
+    return Finding(
+        "run-uniform",
+        Result.PASS if good else Result.FAIL,
+        "All ranks ran the same software on the same model of device."
+        if good
+        else f"The ranks differ in: {', '.join(differing)}."
+        if differing
+        else "No rank recorded its software and device.",
+        evidence="environment/",
+        next_step="" if good else "Install the same image on every node; environment/rank*.json show each rank's.",
+    )
+
+
+def no_steps(error: ConformanceError) -> Finding:
+    """The finding for a run whose logs show no training step, or show them in more than one log.
+
+    Args:
+        error: What the search for them said.
+
+    Returns:
+        The finding of check run-steps.
+    """
+    return Finding("run-steps", Result.FAIL, error.message, evidence="logs/", next_step=error.next_step)
+
+
+def steps_found(log: str) -> Finding:
+    """The finding for a run whose metrics stand in exactly one log.
+
+    Args:
+        log: Its name.
+
+    Returns:
+        The finding of check run-steps.
+    """
+    return Finding("run-steps", Result.PASS, f"The training metrics stand in {log}.", log, evidence=log)

@@ -1,0 +1,129 @@
+"""Was the run fast enough? Speed held against a floor, with the noise of both."""
+
+from __future__ import annotations
+
+import math
+
+from conformance.checks.finding import Finding, Result
+from conformance.metrics.statistics import Z95
+from conformance.metrics.throughput import Tflops, Throughput
+from conformance.spec.floors import Floor
+
+# A gap so small that more runs than this would be needed is no gap.
+MAX_RUNS = 1000
+
+
+def floor_reached(check: str, value: float, half_width: float | None, floor: Floor) -> Finding:
+    """Hold a measured value against a floor.
+
+    Args:
+        check: Id of the check.
+        value: Median of the run, in the floor's unit.
+        half_width: Half the 95% interval of that median; None where the run is too short to have one.
+        floor: The floor.
+
+    Returns:
+        PASS or FAIL where value and floor differ by more than their noise; else ERROR with the runs that would settle it.
+    """
+    margin = value / floor.value - 1
+    told = f"{value:.6g} {floor.unit} against a floor of {floor.value:.6g}, {margin:+.2%}"
+    common = {
+        "value": value,
+        "unit": floor.unit,
+        "limit": floor.value,
+        "limit_source": str(floor),
+        "margin": margin,
+    }
+    if half_width is None:
+        message = f"inconclusive: {told}; the run has too few steps for an interval"
+        return Finding(check, Result.ERROR, message, **common, next_step="Run it again with all its steps.")
+    floor_noise = Z95 * (floor.spread or 0.0) * floor.value
+    noise = math.hypot(half_width, floor_noise)
+    if abs(value - floor.value) > noise:
+        passed = value > floor.value
+        message = f"{told}; noise {noise / floor.value:.2%}."
+        step = "" if passed else "conformance preflight shows which device, link or kernel is slow."
+        return Finding(check, Result.PASS if passed else Result.FAIL, message, **common, next_step=step)
+    return Finding(check, Result.ERROR, f"inconclusive: {told}, within the noise of {noise / floor.value:.2%}; "
+                   f"{_settled_by(abs(value - floor.value), half_width, floor_noise)}", **common,
+                   next_step="Repeat the run and analyse all of them, each with all its steps.")
+
+
+def _settled_by(gap: float, half_width: float, floor_noise: float) -> str:
+    """How many further runs bring the noise of their mean below the gap."""
+    # The floor's own noise stays, however many runs are made.
+    room = gap**2 - floor_noise**2
+    runs = math.ceil(half_width**2 / room) if room > 0 else MAX_RUNS + 1
+    if runs > MAX_RUNS:
+        return "no number of further runs up to 1000 would settle it: the speed is the floor's"
+    further = max(1, runs - 1)
+    return f"{further} further run{'s' if further > 1 else ''} like it would settle it"
+
+
+def no_floor(check: str, workload: str | None, device: str | None) -> Finding:
+    """The finding where no floor holds.
+
+    Args:
+        check: Id of the check.
+        workload: Name of the workload; None where none was named.
+        device: Model name of the device; None where it is not known.
+
+    Returns:
+        SKIP.
+    """
+    if workload is None:
+        return Finding(check, Result.SKIP, "No workload was named, so no floor holds.", next_step="Name it: --workload.")
+    return Finding(check, Result.SKIP, f"There is no floor for {workload} on {device or 'an unnamed device'}.")
+
+
+def check_floors(
+    speed: Throughput, flops: Tflops, floors: dict[str, Floor | None], workload: str | None, device: str | None
+) -> list[Finding]:
+    """Hold a run's TGS and TFLOPS against their floors.
+
+    Args:
+        speed: Its throughput.
+        flops: Its TFLOPS; the recomputed ones count, which activation checkpointing cannot raise.
+        floors: The floor for each metric, if any. A self-declared one never counts.
+        workload: Name of the workload.
+        device: Model name of the device.
+
+    Returns:
+        Findings of tgs-floor and tflops-floor.
+    """
+    half = None if speed.ci95 is None else max(speed.median - speed.ci95[0], speed.ci95[1] - speed.median)
+    findings = []
+    for metric, value in (("tgs", speed.median), ("tflops", flops.recomputed)):
+        check, floor = f"{metric}-floor", floors.get(metric)
+        if floor is None:
+            findings.append(no_floor(check, workload, device))
+        elif value is None:
+            findings.append(Finding(check, Result.ERROR, "The model's shape is not known, so its TFLOPS are not either."))
+        else:
+            width = None if half is None else half * value / speed.median
+            findings.append(floor_reached(check, value, width, floor))
+    return findings
+
+
+def declared_floor(speed: Throughput, tgs: float) -> Finding:
+    """Hold a run against the floor that its own vendor set.
+
+    Args:
+        speed: Its throughput.
+        tgs: The floor, in tokens per device and second.
+
+    Returns:
+        PASS or FAIL of tgs-floor-declared, which certifies nothing.
+    """
+    passed = speed.median >= tgs
+    message = f"Median TGS {speed.median:.6g} against the self-declared floor of {tgs:.6g}; this certifies nothing."
+    return Finding(
+        "tgs-floor-declared",
+        Result.PASS if passed else Result.FAIL,
+        message,
+        speed.median,
+        "tokens/device/s",
+        tgs,
+        "self-declared by the vendor: --tgs-floor",
+        speed.median / tgs - 1,
+    )

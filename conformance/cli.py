@@ -1,0 +1,73 @@
+"""The ``conformance`` command: finds the command's module, runs it, and turns errors into sentences and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from conformance import __version__
+from conformance.errors import ConformanceError
+
+COMMANDS = {
+    "plan": "resolve a workload on a topology, or list every rule that it breaks",
+    "internevo": "get an InternEvo reference tag, or prove that a tree is one",
+    "analyze": "figures and findings from raw training logs",
+    "bundle": "pack a finished run for a lab",
+    "verify": "judge a bundle from its raw evidence",
+    "keygen": "make a signing key",
+}
+
+EPILOG = """\
+runs are made with pytest:
+  pytest suites/perf -m tiny                    rehearsal on this machine's CPU
+  pytest suites/perf -m 7b --nodes 4            LLaMA2 7B performance on 4 nodes
+
+afterwards:
+  conformance bundle reports/RUN -o run.tar     pack it
+  conformance verify run.tar                    judge it, as a lab does
+
+exit codes: 0 good, 1 judged and not good, 2 could not judge (bad input, unreadable files), 130 interrupted
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments; sys.argv when None.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(
+        prog="conformance",
+        description="LLaMA2 pretraining conformance suite for AI accelerators.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"conformance {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
+        _module(name).configure(command)
+    args = parser.parse_args(argv)
+    try:
+        return int(_module(args.command).run(args))
+    except ConformanceError as error:
+        print(f"conformance {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"conformance {args.command}: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe left, as `head` does
+        sys.stderr.close()
+        return 0
+
+
+def _module(name: str):  # type: ignore[no-untyped-def]
+    return importlib.import_module(f"conformance.commands.{name.replace('-', '_')}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""One module per command of ``conformance``: ``configure(parser)`` and ``run(args) -> exit code``."""

@@ -1,0 +1,245 @@
+"""The run directory: what a run leaves behind, and the one reader of it, on disk or inside a bundle.
+
+configs/request.json     what was asked for: workload, topology, overrides, seed
+configs/plan.json        what that resolves to, for people; a verifier plans again
+configs/internevo.py     the configuration that InternEvo loaded
+logs/nodeN/rankR.log     everything that rank R printed
+logs/nodeN/agent.log     everything that torchrun printed
+environment/run.json     command, start, end, outcome, InternEvo source
+environment/rankR.json   host, device, packages, kernels and patches of rank R
+environment/signer.pub   the public key whose private half signed the report
+journal.jsonl            every attempt of this reports folder so far
+work/                    where InternEvo ran; not evidence
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from conformance.errors import EvidenceError
+from conformance.report import strictjson
+
+REPORT = "report.dsse.json"
+REQUEST = "configs/request.json"
+PLAN = "configs/plan.json"
+CONFIG = "configs/internevo.py"
+RUN = "environment/run.json"
+JOURNAL = "journal.jsonl"
+SIGNER = "environment/signer.pub"
+FOLDERS = ("configs", "environment", "logs", "patches")
+SINGLE_FILES = (JOURNAL, "challenge.dsse.json")
+
+# Our own JSON files are a few KiB; a file far beyond that is not one of them.
+MAX_JSON_BYTES = 4 << 20
+
+
+class Evidence(Protocol):
+    """The files of one run, wherever they lie."""
+
+    def names(self) -> tuple[str, ...]:
+        """Every file's name relative to the run directory, sorted, without the report."""
+
+    def open(self, name: str) -> BinaryIO:
+        """Open one of these files for reading."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Evidence on disk.
+
+    Args:
+        path: The run directory.
+    """
+
+    path: Path
+
+    def names(self) -> tuple[str, ...]:
+        """Evidence files in the run directory.
+
+        Returns:
+            POSIX paths relative to it, sorted.
+        """
+        found = [p for folder in FOLDERS for p in (self.path / folder).rglob("*") if p.is_file()]
+        found += [self.path / name for name in SINGLE_FILES if (self.path / name).is_file()]
+        return tuple(sorted(p.relative_to(self.path).as_posix() for p in found))
+
+    def open(self, name: str) -> BinaryIO:
+        """Open an evidence file.
+
+        Args:
+            name: One of :meth:`names`.
+
+        Returns:
+            The open file.
+
+        Raises:
+            EvidenceError: There is no such file or it cannot be read.
+        """
+        try:
+            return (self.path / name).open("rb")
+        except OSError as error:
+            raise EvidenceError(f"{self.path / name} cannot be read: {error.strerror}.") from error
+
+
+def create_run_directory(path: Path) -> Path:
+    """Make an empty run directory.
+
+    Args:
+        path: Where; must not exist or be empty.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        EvidenceError: It holds something already, or cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise EvidenceError(
+                f"The run directory {path} is not empty; expected a new one, so that no evidence is overwritten.",
+                "Choose another --run-dir or move that one away.",
+            )
+        for folder in ("configs", "environment", "logs", "work"):
+            (path / folder).mkdir()
+    except OSError as error:
+        raise EvidenceError(
+            f"The run directory {path} cannot be made: {error.strerror}.", "Choose another place with --run-dir."
+        ) from error
+    return path.resolve()
+
+
+def write_json(run: Path, name: str, value: object) -> None:
+    """Write a small JSON file into the run directory.
+
+    Args:
+        run: Run directory.
+        name: File name relative to it.
+        value: What json can hold; NaN and infinities are refused.
+    """
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    (run / name).write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(evidence: Evidence, name: str) -> dict[str, Any]:
+    """Read a small JSON object strictly.
+
+    Args:
+        evidence: Where from.
+        name: One of its names.
+
+    Returns:
+        The object.
+
+    Raises:
+        EvidenceError: The file is absent, too large, not strict JSON, or no object.
+    """
+    if name not in evidence.names():
+        raise EvidenceError(f"The evidence has no {name}.", "The run did not get that far, or the file was removed.")
+    with evidence.open(name) as stream:
+        data = stream.read(MAX_JSON_BYTES + 1)
+    value = strictjson.loads(data, max_bytes=MAX_JSON_BYTES)
+    if not isinstance(value, dict):
+        raise EvidenceError(f"{name} holds a {type(value).__name__}; expected a JSON object.")
+    return value
+
+
+def digests(evidence: Evidence) -> dict[str, str]:
+    """Hash every evidence file.
+
+    Args:
+        evidence: The files.
+
+    Returns:
+        sha256, hex, by name.
+    """
+    result = {}
+    for name in evidence.names():
+        with evidence.open(name) as stream:
+            digest = hashlib.sha256()
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+        result[name] = digest.hexdigest()
+    return result
+
+
+def combined_digest(by_name: Mapping[str, str]) -> str:
+    """One digest for a set of files.
+
+    Args:
+        by_name: sha256 by name, as :func:`digests` gives it.
+
+    Returns:
+        sha256, hex, of the lines ``<sha256>  <name>``, sorted by name, as sha256sum prints them.
+    """
+    lines = "".join(f"{by_name[name]}  {name}\n" for name in sorted(by_name))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def attempt_digest(files: Evidence) -> str:
+    """What the journal quotes when a run ends: all its evidence but what is written after that.
+
+    Args:
+        files: The run's evidence.
+
+    Returns:
+        sha256, hex.
+    """
+    later = (JOURNAL, SIGNER)
+    return combined_digest({name: digest for name, digest in digests(files).items() if name not in later})
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for; a plan follows from it and the spec alone.
+
+    Args:
+        workload: Name of the workload.
+        nodes: Number of nodes.
+        devices_per_node: Devices, and so processes, on each.
+        overrides: What --set changed.
+        seed: InternEvo's --seed.
+    """
+
+    workload: str
+    nodes: int
+    devices_per_node: int
+    overrides: Mapping[str, int | bool]
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The request as JSON.
+
+        Returns:
+            What :func:`request_from_json` reads back.
+        """
+        return {**asdict(self), "overrides": dict(self.overrides)}
+
+
+def request_from_json(value: Mapping[str, Any]) -> Request:
+    """Read a request back.
+
+    Args:
+        value: The object of configs/request.json.
+
+    Returns:
+        The request.
+
+    Raises:
+        EvidenceError: A field is missing, unknown or of the wrong type.
+    """
+    fields: dict[str, type] = {"workload": str, "nodes": int, "devices_per_node": int, "overrides": dict, "seed": int}
+    if set(value) != set(fields):
+        raise EvidenceError(f"{REQUEST} has the fields {sorted(value)}; expected {sorted(fields)}.")
+    for name, kind in fields.items():
+        if type(value[name]) is not kind:
+            raise EvidenceError(f"{REQUEST}: {name} is {value[name]!r}; expected {kind.__name__}.")
+    for key, setting in value["overrides"].items():
+        if type(setting) not in (int, bool):
+            raise EvidenceError(f"{REQUEST}: override {key} is {setting!r}; expected a whole number or true or false.")
+    return Request(**value)

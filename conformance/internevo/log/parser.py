@@ -1,0 +1,314 @@
+"""Reads a log of any layout: templates for the bulk of it, line by line for the rest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import BinaryIO
+
+import numpy as np
+
+from conformance.internevo.log import lines as grammar
+from conformance.internevo.log.lines import Refused
+from conformance.internevo.log.messages import IN_PRELUDE, STARTS_RUN, Head, read_message, text
+from conformance.internevo.log.records import Event
+from conformance.internevo.log.template import Matrix, Template, make_template, milliseconds, read_values
+from conformance.internevo.log.traces import RAISED, Traces
+
+# A small first chunk finds the layout; large ones then go through its template.
+FIRST_CHUNK = 1 << 16
+CHUNK = 2 << 20
+
+# Limits that keep hostile input from costing more memory than its size.
+_MAX_TEMPLATES = 8
+_MAX_COLUMNS = 1024
+_MAX_LAYOUTS = 256
+_MAX_EVENTS = 2000  # of one kind
+_MAX_RUNS = 1000
+_MAX_SOURCES = 4096
+_MAX_CODE_LINES = 200
+_MAX_EXAMPLES = 5
+_LOOSE_ROWS = 4096
+
+Layout = tuple[str, ...]
+# The first rows of a matrix of rows; the values follow.
+LINE, TIME, SOURCE = range(3)
+META = 3
+
+
+@dataclass
+class _Record:
+    """A line of metrics that the next line may continue."""
+
+    text: bytes
+    body: int  # where the header ends
+    time: tuple[int, int] | None  # offsets of the time
+    source: int
+    line: int
+    cut: bool  # whether it ends without a line end
+    pieces: int = 1
+
+    def join(self, piece: bytes, source: int, cut: bool) -> bool:
+        """Add the next line if it belongs to the record; a piece that was cut, or follows one, does not."""
+        if self.source != source or self.cut:
+            return False
+        joined = grammar.join(self.text, piece)
+        if joined is None:
+            return False
+        self.text, self.cut = joined, cut
+        self.pieces += 1
+        return True
+
+
+class Parser:
+    """Takes a log in chunks of whole lines and collects rows, heads and events.
+
+    Attributes:
+        rows: For each layout, matrices of shape (META + columns, rows).
+        heads: For each run found, the line of its beginning and what its head says.
+        events: What the log tells besides, in no order.
+        counts: Lines by what became of them: lines, steps, known, refused.
+        examples: Some refused lines, with the reason.
+        cut: Whether the file ends in the middle of a line of metrics.
+    """
+
+    def __init__(self) -> None:
+        self.rows: dict[Layout, list[Matrix]] = {}
+        self.heads: list[tuple[int, Head]] = [(0, {})]
+        self.events: list[Event] = []
+        self.counts = {"lines": 0, "steps": 0, "known": 0, "refused": 0}
+        self.examples: list[str] = []
+        self.cut = False
+        self._prelude: Head = {}
+        self._traces = Traces()
+        self._events_of_kind: dict[str, int] = {}
+        self._templates: list[Template] = []
+        self._columns: set[str] = set()
+        self._sources: dict[bytes, int] = {}
+        self._record: _Record | None = None
+        self._loose: dict[Layout, list[tuple[int, bytes, int, list[float]]]] = {}
+        self._loose_rows = 0
+        self._expected_line = 1
+
+    def read(self, stream: BinaryIO) -> None:
+        """Read a whole log.
+
+        Args:
+            stream: The log.
+        """
+        for chunk in _whole_lines(stream):
+            if b"\x1b" in chunk:
+                chunk = grammar.ANSI.sub(b"", chunk)
+            if b"\r" in chunk:
+                chunk = chunk.replace(b"\r\n", b"\n")
+            first = self.counts["lines"] + 1
+            self.counts["lines"] += chunk.count(b"\n") + (not chunk.endswith(b"\n"))
+            self._scan(chunk, first, 0)
+        self._close_record()
+        self._settle()
+        self._traces.finish()
+        self.events += self._traces.events
+        self.heads[-1] = (self.heads[-1][0], {**self._prelude, **self.heads[-1][1]})
+
+    def refuse(self, line: int, reason: str, example: bytes, pieces: int = 1) -> None:
+        """Count a line of metrics that cannot be trusted.
+
+        Args:
+            line: Its number.
+            reason: Why.
+            example: What stands in it.
+            pieces: Lines that it was wrapped over.
+        """
+        self.counts["refused"] += pieces
+        if len(self.examples) < _MAX_EXAMPLES:
+            self.examples.append(f"line {line}: {reason}: {text(example[:160])}")
+
+    def _scan(self, chunk: bytes, first: int, depth: int) -> None:
+        """Read a stretch of lines, the templates from ``depth`` on first; what is left between, line by line."""
+        if depth >= len(self._templates):
+            self._read_lines(chunk, first)
+            return
+        template = self._templates[depth]
+        parts = template.pattern.split(chunk)
+        width = template.pattern.groups + 1
+        gaps = parts[0::width]
+        if len(gaps) == 1:
+            self._scan(chunk, first, depth + 1)
+            return
+        try:
+            times, values = read_values(template, parts)
+        except ValueError:  # something of the letters and signs of numbers that is none
+            self._scan(chunk, first, depth + 1)
+            return
+        heights = np.fromiter((gap.count(b"\n") if gap else 0 for gap in gaps), np.int64, len(gaps))
+        # A match stands after the matches and the gaps before it.
+        at = first + np.arange(len(times)) + np.cumsum(heights[:-1])
+        sources = np.full(len(times), float(template.source))
+        self.rows.setdefault(template.columns, []).append(np.vstack([at, times, sources, values]))
+        self.counts["steps"] += len(times)
+        for index, gap in enumerate(gaps):
+            if gap:
+                self._scan(gap, int(at[index - 1]) + 1 if index else first, depth + 1)
+
+    def _read_lines(self, chunk: bytes, first: int) -> None:
+        if first != self._expected_line:
+            self._close_record()
+        lines = chunk.split(b"\n")
+        unfinished = lines.pop()
+        for number, line in enumerate(lines, first):
+            self._read_line(line, number, cut=False)
+        if unfinished:
+            self._read_line(unfinished, first + len(lines), cut=True)
+        self._expected_line = first + len(lines)
+
+    def _read_line(self, line: bytes, number: int, cut: bool) -> None:
+        for part in line[: grammar.MAX_LINE].split(b"\r"):
+            start, rank = _skip_prefixes(part)
+            glued = [m.start() for m in grammar.GLUED.finditer(part, start + 1)] if b"," in part else []
+            if not glued:
+                self._read_piece(part, start, rank, number, cut)
+                continue
+            for begin, end in zip([0, *glued], [*glued, len(part)], strict=True):
+                piece = part[begin:end]
+                self._read_piece(piece, *_skip_prefixes(piece), number, cut or end < len(part))
+
+    def _read_piece(self, piece: bytes, start: int, rank: int | None, line: int, cut: bool) -> None:
+        source = self._source(piece[:start])
+        header = grammar.HEADER.match(piece, start)
+        body = header.end() if header else start
+        if grammar.RECORD_START.search(piece, body, body + 200):
+            self._close_record()
+            self._traces.close(source)
+            if header:
+                self._note_code_line(header)
+            self._record = _Record(piece, body, header.span("time") if header else None, source, line, cut)
+        elif header:
+            self._close_record()
+            self._read_message(header, piece[body:], line, source)
+        elif self._record is None or not self._record.join(piece[start:], source, cut):
+            self._close_record()
+            if piece and self._traces.take(source, piece[start:], line, rank):
+                self.counts["known"] += 1
+
+    def _source(self, prefix: bytes) -> int:
+        if prefix not in self._sources and len(self._sources) >= _MAX_SOURCES:
+            return 0
+        return self._sources.setdefault(prefix, len(self._sources))
+
+    def _read_message(self, header: re.Match[bytes], message: bytes, line: int, source: int) -> None:
+        time = _datetime(header["time"])
+        if raised := RAISED.match(message):
+            self._traces.raised(source, raised, line, time)
+            self.counts["known"] += 1
+            return
+        self._traces.close(source)
+        if STARTS_RUN.match(message) and len(self.heads) < _MAX_RUNS:
+            self.heads.append((line, self._prelude))
+            self._prelude = {}
+        head = self._prelude if IN_PRELUDE.match(message) else self.heads[-1][1]
+        known, told = read_message(head, message)
+        if known:
+            self.counts["known"] += 1
+            self._note_code_line(header)
+        if told is not None:
+            self._tell(Event(told[0], text(message), line, time, value=told[1]))
+
+    def _note_code_line(self, header: re.Match[bytes]) -> None:
+        code_lines = self.heads[-1][1].setdefault("code_lines", {})
+        if len(code_lines) < _MAX_CODE_LINES:
+            code_lines[f"{text(header['file'])} {text(header['function'])}"] = int(header["code_line"])
+
+    def _tell(self, event: Event) -> None:
+        count = self._events_of_kind[event.kind] = self._events_of_kind.get(event.kind, 0) + 1
+        if count <= _MAX_EVENTS:
+            self.events.append(event)
+
+    def _close_record(self) -> None:
+        """Turn the pending line of metrics, now known to be whole, into a row."""
+        record, self._record = self._record, None
+        if record is None:
+            return
+        try:
+            fields, values = _values(record)
+            layout = tuple(field.column for field in fields)
+            if layout not in self._loose and len(self._loose) + len(self.rows) >= _MAX_LAYOUTS:
+                raise Refused(f"the log has more than {_MAX_LAYOUTS} layouts")
+            if len(self._columns | set(layout)) > _MAX_COLUMNS:
+                raise Refused(f"the log has more than {_MAX_COLUMNS} different fields")
+        except Refused as refusal:
+            self.cut = self.cut or record.cut
+            self.refuse(record.line, str(refusal), record.text[record.body :], record.pieces)
+            return
+        self._columns.update(layout)
+        self.counts["steps"] += record.pieces
+        stamp = record.text[slice(*record.time)] if record.time else b""
+        self._loose.setdefault(layout, []).append((record.line, stamp, record.source, values))
+        self._loose_rows += 1
+        if self._loose_rows >= _LOOSE_ROWS:
+            self._settle()
+        if record.pieces == 1 and not record.cut and len(self._templates) < _MAX_TEMPLATES:
+            template = make_template(record.text, fields, record.time, record.source)
+            if template.pattern.match(record.text + b"\n") and template not in self._templates:
+                self._templates.insert(0, template)
+
+    def _settle(self) -> None:
+        """Move the rows that were read one by one to the matrices."""
+        for layout, rows in self._loose.items():
+            lines, stamps, sources, values = zip(*rows, strict=True)
+            known = np.array([bool(stamp) for stamp in stamps])
+            times = milliseconds([stamp or b"1970-01-01 00:00:00,000" for stamp in stamps])
+            meta = np.array([lines, np.where(known, times, np.nan), sources], dtype=np.float64)
+            self.rows.setdefault(layout, []).append(np.vstack([meta, np.array(values, dtype=np.float64).T]))
+        self._loose.clear()
+        self._loose_rows = 0
+
+
+def _values(record: _Record) -> tuple[list[grammar.Field], list[float]]:
+    fields = grammar.split_fields(record.text, record.body)
+    values = [grammar.to_number(record.text[field.start : field.end]) for field in fields]
+    if record.cut and not record.text[-1:].isspace():
+        # Its last number may have lost digits.
+        if fields[-1].column in grammar.REQUIRED:
+            raise Refused("it was cut off in the middle of a write")
+        values[-1] = float("nan")
+    return fields, values
+
+
+def _skip_prefixes(piece: bytes) -> tuple[int, int | None]:
+    """Where the text begins after the launchers' prefixes, and the global rank that they name."""
+    start, rank = 0, None
+    while start < 64 and (prefix := grammar.PREFIX.match(piece, start)):
+        start = prefix.end()
+        number = prefix["task"] or (prefix["number"] if prefix["is_rank"] else None)
+        rank = int(number) if number else rank
+    return start, rank
+
+
+def _datetime(stamp: bytes) -> datetime | None:
+    try:
+        return datetime.fromisoformat(stamp.decode("ascii").replace(",", "."))
+    except ValueError:  # a date that does not exist
+        return None
+
+
+def _whole_lines(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield a stream in chunks that end with a line, the last one excepted; a line beyond MAX_LINE loses its end."""
+    carry, skipping, size = b"", False, FIRST_CHUNK
+    while block := stream.read(size):
+        size = CHUNK
+        if skipping:
+            end = block.find(b"\n")
+            if end < 0:
+                continue
+            block, skipping = block[end:], False
+        block = carry + block
+        cut = block.rfind(b"\n") + 1
+        carry = block[cut:]
+        if cut:
+            yield block[:cut]
+        if len(carry) > grammar.MAX_LINE:
+            carry, skipping = carry[: grammar.MAX_LINE], True
+    if carry:
+        yield carry

@@ -1,0 +1,150 @@
+"""Tracebacks and signals: how a process of a run ended, told by lines that the logger did not write."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from conformance.internevo.log.messages import text
+from conformance.internevo.log.records import EXCEPTION, KILLED, Event
+
+_MAX_TRACEBACK = 120
+
+# InternEvo's train.py catches every exception, logs this, and exits with 0.
+RAISED = re.compile(rb"Raise exception from (\S{1,255}) with rank id: (\d{1,9})")
+_TRACEBACK = b"Traceback (most recent call last):"
+_CHAINED = re.compile(rb"(?:During handling of the above|The above exception was the direct cause)")
+_FINAL = re.compile(rb"([A-Za-z_][\w.]{0,160})(?::\s?(.*))?$")
+_ERROR_NAME = re.compile(rb"(?:\w{1,80}\.){0,10}\w{0,80}(?:Error|Exception|Iteration|Interrupt|Exit)(?::|$)")
+_SIGNAL = re.compile(
+    rb"Signal \d{1,3} \((?P<name>SIG[A-Z]{2,8})\) received|Received \d{1,3} death signal|Fatal Python error: "
+    rb"|^(?:Killed|Segmentation fault|Bus error|Aborted)\b"
+)
+
+
+@dataclass
+class _Trace:
+    line: int
+    time: datetime | None
+    rank: int | None
+    host: str | None = None
+    raised_by_train: bool = False
+    inside: bool = False
+    chained: bool = False
+    type: str = ""
+    message: str = ""
+    lines: list[str] = field(default_factory=list)
+
+    def event(self) -> Event:
+        kept = self.lines
+        if len(kept) > _MAX_TRACEBACK:
+            half = _MAX_TRACEBACK // 2
+            kept = [*kept[:half], "...", *kept[-half:]]
+        return Event(
+            kind=EXCEPTION,
+            message=self.message,
+            line=self.line,
+            time=self.time,
+            type=self.type or "unknown",
+            host=self.host,
+            rank=self.rank,
+            raised_by_train=self.raised_by_train,
+            traceback=tuple(kept),
+        )
+
+
+class Traces:
+    """Collects tracebacks, also of several ranks whose lines are interleaved under the launcher's prefixes."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, _Trace] = {}
+        # Caught exceptions whose own traceback was torn apart by another rank's; the next loose error line is theirs.
+        self._torn: list[_Trace] = []
+        self.events: list[Event] = []
+
+    def raised(self, source: int, match: re.Match[bytes], line: int, time: datetime | None) -> None:
+        """Take the logger's line that announces an exception.
+
+        Args:
+            source: Number of the line's prefix.
+            match: Match of RAISED.
+            line: Line of the log.
+            time: When.
+        """
+        self.close(source)
+        self._open[source] = _Trace(line, time, int(match[2]), text(match[1]), raised_by_train=True)
+
+    def take(self, source: int, piece: bytes, line: int, rank: int | None) -> bool:
+        """Take a line that the logger did not write.
+
+        Args:
+            source: Number of the line's prefix.
+            piece: The line without prefix.
+            line: Line of the log.
+            rank: Global rank by the prefix.
+
+        Returns:
+            Whether the line belongs to a traceback or tells a signal.
+        """
+        if _TRACEBACK in piece:
+            return self._begin(source, line, rank)
+        trace = self._open.get(source)
+        if trace is not None and trace.inside:
+            self._add(trace, piece)
+            if piece[:1] not in (b" ", b"\t", b"") and (match := _FINAL.match(piece)):
+                trace.type, trace.message = text(match[1]), text(match[2] or b"")
+                trace.inside = False
+            return True
+        if trace is not None and _CHAINED.match(piece):
+            trace.chained = True
+            self._add(trace, piece)
+            return True
+        if self._torn and _ERROR_NAME.match(piece) and (match := _FINAL.match(piece)):
+            torn = self._torn.pop(0)
+            torn.type, torn.message = text(match[1]), text(match[2] or b"")
+            self.events.append(torn.event())
+            return True
+        if match := _SIGNAL.search(piece[:4096]):
+            name = match["name"]
+            message = text(piece)
+            self.events.append(Event(KILLED, message, line, type=text(name) if name else message.split(":")[0], rank=rank))
+            return True
+        return False
+
+    def _begin(self, source: int, line: int, rank: int | None) -> bool:
+        trace = self._open.get(source)
+        if trace is None or (trace.type and not trace.chained):
+            self.close(source)
+            trace = self._open[source] = _Trace(line, None, rank)
+        trace.inside, trace.chained = True, False
+        self._add(trace, _TRACEBACK)
+        return True
+
+    @staticmethod
+    def _add(trace: _Trace, piece: bytes) -> None:
+        # Twice the shown length is enough to show the first and the last half.
+        if len(trace.lines) >= 2 * _MAX_TRACEBACK:
+            del trace.lines[_MAX_TRACEBACK // 2]
+        trace.lines.append(text(piece.rstrip()) if piece[:1] != b" " else "  " + text(piece))
+
+    def close(self, source: int) -> None:
+        """End the open traceback of a source: the logger has spoken again.
+
+        Args:
+            source: Number of the prefix.
+        """
+        trace = self._open.pop(source, None)
+        if trace is None:
+            return
+        if trace.type or not trace.raised_by_train:
+            self.events.append(trace.event())
+        else:
+            self._torn.append(trace)
+
+    def finish(self) -> None:
+        """End every open traceback: the log is over."""
+        for source in list(self._open):
+            self.close(source)
+        self.events += [trace.event() for trace in self._torn]
+        self._torn.clear()

@@ -1,0 +1,119 @@
+"""One training process: run by torchrun, it prepares device, kernels and patches, then hands over to InternEvo.
+
+The training entry is the checkout's own train.py; the wheel ships none, so there a driver of ours stands in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import faulthandler
+import json
+import os
+import platform
+import runpy
+import signal
+import socket
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from conformance.devices import load_device
+from conformance.internevo.patches import Patch, apply_patches
+from conformance.kernels import KernelSource, install
+
+SETTINGS = "worker.json"
+# Versions that decide what was computed.
+PACKAGES = ("torch", "InternEvo", "flash-attn", "numpy", "triton", "einops", "internevo-conformance")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the launcher tells every worker of a run, besides InternEvo's own arguments.
+
+    Args:
+        device: Name of the device plugin.
+        internevo: Root of an InternEvo checkout; None for the installed wheel.
+    """
+
+    device: str
+    internevo: str | None
+
+    def write(self, run: Path) -> None:
+        """Leave the settings where the workers look for them.
+
+        Args:
+            run: Run directory.
+        """
+        (run / "work" / SETTINGS).write_text(json.dumps(dataclasses.asdict(self)))
+
+
+def main(argv: list[str]) -> None:
+    """Run one rank to its end.
+
+    Settings come from a file, not from options: torchrun's parser takes an option of ours for one of its own.
+
+    Args:
+        argv: The run directory, then the arguments of InternEvo's train.py.
+    """
+    run, training = Path(argv[0]).resolve(), argv[1:]
+    rank, node, local_rank = (int(os.environ[name]) for name in ("RANK", "GROUP_RANK", "LOCAL_RANK"))
+    _write_to(run / "logs" / f"node{node}" / f"rank{rank}.log")
+    settings = Settings(**json.loads((run / "work" / SETTINGS).read_text()))
+
+    device = load_device(settings.device)
+    device.activate()
+    kernels = install()
+    if settings.internevo:
+        sys.path.insert(0, settings.internevo)
+    patches = apply_patches()
+    identity = {"plugin": settings.device, "index": str(local_rank), **device.identity(local_rank)}
+    record = _record(rank, identity, kernels, patches)
+    (run / "environment" / f"rank{rank}.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+    os.chdir(run / "work")  # InternEvo writes RUN/ and its checkpoints relative to where it runs
+    sys.argv = ["train.py", *training]
+    if settings.internevo:
+        runpy.run_path(str(Path(settings.internevo) / "train.py"), run_name="__main__")
+    else:
+        from conformance.internevo import driver
+
+        driver.main()
+
+
+def _write_to(log: Path) -> None:
+    """Send everything that this process prints, C code included, to its own log, unbuffered by line."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)  # the supervisor asks a hung rank for its stack this way
+
+
+def _record(
+    rank: int, device: dict[str, str], kernels: tuple[KernelSource, ...], patches: tuple[Patch, ...]
+) -> dict[str, object]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "rank": rank,
+        "host": socket.gethostname(),
+        "device": device,
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "packages": versions,
+        "kernels": [dataclasses.asdict(kernel) for kernel in kernels],
+        "patches": [
+            {"id": patch.id, "reason": patch.reason, "affects": patch.affects, "sha256": patch.digest}
+            for patch in patches
+        ],
+    }
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

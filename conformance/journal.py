@@ -1,0 +1,94 @@
+"""The journal of attempts: a hash chain with an entry for every start and every end, so that best-of-N is visible."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from conformance.errors import EvidenceError
+from conformance.report import strictjson
+
+GENESIS = "0" * 64
+# A run appends two lines of under 1 KiB; this is some ten thousand runs.
+MAX_JOURNAL_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Journal:
+    """A journal whose chain was checked.
+
+    Args:
+        entries: Every entry, oldest first, with its ``previous`` digest.
+        head: sha256, hex, of the last line; what a report quotes.
+    """
+
+    entries: tuple[Mapping[str, Any], ...]
+    head: str
+
+
+def append(path: Path, event: str, run: str, **details: Any) -> str:
+    """Append one entry, durably, under a lock.
+
+    Args:
+        path: The journal; made when absent.
+        event: "started" or "ended".
+        run: Name of the run.
+        details: What else the entry says: plan digest, outcome, evidence digest.
+
+    Returns:
+        The new head.
+
+    Raises:
+        EvidenceError: The chain that is there is broken, or the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            stream.seek(0)
+            journal = parse(stream.read(MAX_JOURNAL_BYTES + 1))
+            now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            entry = {"event": event, "run": run, "time": now, "previous": journal.head, **details}
+            line = json.dumps(entry, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+            stream.write(line + b"\n")
+            stream.flush()
+    except OSError as error:
+        raise EvidenceError(f"The journal {path} cannot be written: {error.strerror}.") from error
+    return hashlib.sha256(line).hexdigest()
+
+
+def parse(data: bytes) -> Journal:
+    """Read a journal and check its chain.
+
+    Args:
+        data: The file's bytes; an empty file is an empty journal.
+
+    Returns:
+        The journal.
+
+    Raises:
+        EvidenceError: A line is not strict JSON, or does not quote the digest of the line before it.
+    """
+    if len(data) > MAX_JOURNAL_BYTES:
+        raise EvidenceError(f"The journal holds more than {MAX_JOURNAL_BYTES} bytes.", "Start a new reports folder.")
+    entries = []
+    head = GENESIS
+    lines = data.split(b"\n")
+    if lines.pop() != b"":
+        raise EvidenceError("The journal's last line is cut off.", "Start a new reports folder and keep this one.")
+    for number, line in enumerate(lines, 1):
+        entry = strictjson.loads(line)
+        if not isinstance(entry, dict) or entry.get("previous") != head:
+            raise EvidenceError(
+                f"The journal's chain is broken at line {number}: it does not quote the line before it.",
+                "A line was changed or removed; start a new reports folder and keep this one.",
+            )
+        entries.append(entry)
+        head = hashlib.sha256(line).hexdigest()
+    return Journal(tuple(entries), head)

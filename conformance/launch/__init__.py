@@ -1,0 +1,1 @@
+"""Starting the training processes, watching them, and ending them cleanly."""

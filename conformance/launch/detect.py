@@ -1,0 +1,397 @@
+"""What goes wrong in a run, told from its logs, its nodes and the clock: values in, named faults out, no I/O."""
+
+from __future__ import annotations
+
+import math
+import re
+import signal
+import statistics
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from conformance.plan import Plan
+
+STEP = re.compile(rb"\bstep=(?P<step>\d{1,9}) loss=(?P<loss>[-+.\w]{1,40}) tgs \(tokens/gpu/second\)=(?P<tgs>[-+.\w]{1,40})")
+# InternEvo catches every exception, logs this, and ends with exit code 0.
+RAISED = re.compile(rb"Raise exception from \S{1,255} with rank id: \d{1,9}")
+# torchrun's own word on a worker that ended badly, before it ends the others.
+WORKER_FAILED = re.compile(rb"failed \(exitcode: (-?\d{1,5})\) local_rank: (\d{1,5}) \(pid: \d+\)")
+# The last line of a traceback, torchrun's own prefix before it or not.
+ERROR_LINE = re.compile(rb"^(?:\[rank\d+\]: ?)?((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Iteration|Exit|Interrupt)\b.*)$", re.M)
+OUT_OF_MEMORY = re.compile(r"out of ?memory", re.I)
+NO_SPACE = re.compile(r"No space left on device|Errno 28\b")
+
+# A rank that dies takes others with it: wait for all to have spoken, or for every node to have ended, before naming one.
+# torchrun of old looks at its workers every 5 s.
+SETTLE_SECONDS = 6.0
+# A loss that is not a number can be one overflow; so many in a row are the end of the training.
+NAN_STEPS = 3
+# The innermost frame of the thread that faulthandler was asked on.
+FRAME = re.compile(rb'^Current thread [^\n]*\(most recent call first\):\n  File "([^"\n]+)", line (\d+) in (\S+)', re.M)
+# What is kept of a log to say what its last exception was.
+TAIL_BYTES = 32 << 10
+# What is kept of a line that is still being written.
+MAX_LINE_BYTES = 64 << 10
+MAX_ERROR_TEXT = 300
+MAX_PLACES = 8
+# Step times that the median is taken over.
+MEDIAN_STEPS = 101
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When waiting turns into a fault.
+
+    Args:
+        start_seconds: From the start to the first step: imports, data, graph compilation.
+        stall_factor: k: no step within k times the median step time is a stall.
+        stall_floor_seconds: The least that a stall takes, whatever the step time; checkpoints are written in it.
+        lost_node_seconds: Silence after which a node counts as lost.
+        min_free_bytes: Free space on a run's disk below which a run is ended while its evidence can still be written.
+    """
+
+    start_seconds: float = 1800.0
+    stall_factor: float = 10.0
+    stall_floor_seconds: float = 120.0
+    lost_node_seconds: float = 30.0
+    min_free_bytes: int = 32 << 20
+
+
+def limits_for(plan: Plan) -> Limits:
+    """The limits that a plan is watched with.
+
+    Args:
+        plan: What runs.
+
+    Returns:
+        The defaults; a floor of 15 min where checkpoints are written between steps.
+    """
+    return Limits() if plan.workload.checkpoint_every is None else Limits(stall_floor_seconds=900.0)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step, as the live display shows it; judgement reads the log again, in full.
+
+    Args:
+        step: Index, from 0.
+        loss: Loss of the logging rank.
+        tgs: Tokens per device and second.
+    """
+
+    step: int
+    loss: float
+    tgs: float
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that went wrong, named.
+
+    Args:
+        kind: rank-died, exception, out-of-memory, nan-loss, stall, lost-node, node-ended or full-disk.
+        message: One sentence: what, where, after which step.
+        next_step: What to do about it.
+        node: Index of the node; None where it concerns them all.
+        host: Its name; empty where it concerns them all.
+        rank: Global rank; None where it concerns a node or them all.
+        last_step: Last logged step; None before the first.
+        seconds: From the start of the run.
+    """
+
+    kind: str
+    message: str
+    next_step: str
+    node: int | None
+    host: str
+    rank: int | None
+    last_step: int | None
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The fault as evidence.
+
+        Returns:
+            Its fields.
+        """
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """What is known of a node at one moment.
+
+    Args:
+        host: Its name.
+        silent_seconds: Since it was last heard of.
+        exit_code: Of its torchrun; None while it runs.
+        free_bytes: Free space on the disk of its run directory.
+        stopped: Ranks on it that a signal has stopped.
+    """
+
+    host: str
+    silent_seconds: float
+    exit_code: int | None
+    free_bytes: int
+    stopped: tuple[int, ...] = ()
+
+
+@dataclass
+class _Log:
+    """One log as far as it was read."""
+
+    node: int
+    rank: int | None
+    line: bytes = b""
+    tail: bytes = b""
+    raised: bool = False
+
+
+@dataclass
+class Detector:
+    """Follows a run's logs and nodes, and names what goes wrong.
+
+    Args:
+        devices_per_node: Ranks of each node.
+        total_steps: Steps that the run is to have.
+        limits: When waiting turns into a fault.
+        started: Clock reading at the start, in seconds.
+        memory_advice: How the plan may be shrunk, for an out-of-memory fault.
+    """
+
+    devices_per_node: int
+    total_steps: int
+    limits: Limits
+    started: float
+    memory_advice: str = ""
+    last_step: int | None = None
+    _last_time: float = 0.0
+    _intervals: deque[float] = field(default_factory=lambda: deque(maxlen=MEDIAN_STEPS))
+    _nan_steps: int = 0
+    _logs: dict[str, _Log] = field(default_factory=dict)
+    _failed: dict[int, int] = field(default_factory=dict)
+    _trouble: float | None = None
+
+    def feed(self, name: str, data: bytes, now: float) -> list[Step]:
+        """Take what was appended to a log.
+
+        Args:
+            name: Such as logs/node1/rank9.log or logs/node0/agent.log.
+            data: The new bytes, in any pieces.
+            now: Clock reading, in seconds.
+
+        Returns:
+            The steps in the lines that are now complete.
+        """
+        log = self._logs.get(name) or self._logs.setdefault(name, _Log(*_whose(name)))
+        log.tail = (log.tail + data)[-TAIL_BYTES:]
+        text = log.line + data
+        complete = text[: text.rfind(b"\n") + 1]
+        log.line = text[len(complete) :][-MAX_LINE_BYTES:]
+        if log.rank is None:
+            for match in WORKER_FAILED.finditer(complete):
+                self._fail(log.node * self.devices_per_node + int(match[2]), int(match[1]), now)
+            return []
+        if RAISED.search(complete):
+            log.raised = True
+            self._note_trouble(now)
+        steps = []
+        for match in STEP.finditer(complete):
+            try:
+                steps.append(Step(int(match["step"]), float(match["loss"]), float(match["tgs"])))
+            except ValueError:
+                continue
+        self._count(steps, now)
+        return steps
+
+    def look(self, now: float, nodes: Mapping[int, NodeView]) -> Fault | None:
+        """Name what ended the run, or what it has to be ended for.
+
+        Args:
+            now: Clock reading, in seconds.
+            nodes: Every node that takes part, by index.
+
+        Returns:
+            The fault that the others follow from; None while all is well, and while it cannot be told yet.
+        """
+        over = all(view.exit_code is not None for view in nodes.values())
+        if any(view.exit_code for view in nodes.values()):
+            self._note_trouble(now)
+        if self._trouble is not None:
+            if over or now - self._trouble >= SETTLE_SECONDS:
+                return self._incident(now, nodes)
+            return None
+        return self._full_disk(now, nodes) or self._nan(now) or (None if over else self._waiting(now, nodes))
+
+    @property
+    def stall_seconds(self) -> float:
+        """Time without a step, in seconds, that counts as a stall now."""
+        if self.last_step is None:
+            return self.limits.start_seconds
+        median = statistics.median(self._intervals) if self._intervals else 0.0
+        return max(self.limits.stall_floor_seconds, self.limits.stall_factor * median)
+
+    def stacks(self) -> str:
+        """Say where each rank was when its stack was captured.
+
+        Returns:
+            One sentence, with a space before it; empty where no stack was captured.
+        """
+        places: dict[str, list[int]] = {}
+        for log in sorted(self._logs.values(), key=lambda each: each.rank or 0):
+            if log.rank is not None and (frames := FRAME.findall(log.tail)):
+                file, line, function = (part.decode("utf-8", "replace") for part in frames[-1])
+                places.setdefault(f"{function} ({file.rsplit('/', 1)[-1]}:{line})", []).append(log.rank)
+        told = [f"rank{'s' * (len(ranks) > 1)} {_listed(ranks)} in {place}" for place, ranks in places.items()]
+        return f" Stacks: {'; '.join(told[:MAX_PLACES])}." if told else ""
+
+    def _count(self, steps: list[Step], now: float) -> None:
+        for step in steps:
+            self._nan_steps = 0 if math.isfinite(step.loss) else self._nan_steps + 1
+        if not steps:
+            return
+        if self.last_step is not None:
+            self._intervals.append((now - self._last_time) / len(steps))
+        self.last_step, self._last_time = steps[-1].step, now
+
+    def _fail(self, rank: int, exit_code: int, now: float) -> None:
+        self._failed.setdefault(rank, exit_code)
+        self._note_trouble(now)
+
+    def _note_trouble(self, now: float) -> None:
+        if self._trouble is None:
+            self._trouble = now
+
+    def _fault(
+        self, kind: str, text: str, next_step: str, now: float, node: int | None = None, host: str = "",
+        rank: int | None = None,
+    ) -> Fault:  # fmt: skip
+        progress = "before the first step" if self.last_step is None else f"last good step: {self.last_step}"
+        return Fault(kind, f"{text}; {progress}.", next_step, node, host, rank, self.last_step, now - self.started)
+
+    def _incident(self, now: float, nodes: Mapping[int, NodeView]) -> Fault | None:
+        """Of all that was raised and all that died, the one that the others follow from."""
+        errors = {log.rank: _last_error(log.tail) for log in self._logs.values() if log.rank is not None}
+        ranks = sorted({log.rank for log in self._logs.values() if log.raised and log.rank is not None} | {*self._failed})
+
+        def order(rank: int) -> tuple[int, int]:
+            error, code = errors.get(rank, ""), self._failed.get(rank, 0)
+            causes = (bool(OUT_OF_MEMORY.search(error)), bool(NO_SPACE.search(error)), code < 0 and code != -signal.SIGTERM)
+            # A rank whose peer has died raises too: what it says of the connection comes last.
+            later = 4 if _blames_a_peer(error) else 3
+            return next((place for place, true in enumerate(causes) if true), later), rank
+
+        if not ranks:
+            return self._node_ended(now, nodes)
+        rank = min(ranks, key=order)
+        node = next((log.node for log in self._logs.values() if log.rank == rank), rank // self.devices_per_node)
+        host = nodes[node].host if node in nodes else ""
+        return self._rank_fault(rank, node, host, errors.get(rank, ""), len(ranks) - 1, now)
+
+    def _rank_fault(self, rank: int, node: int, host: str, error: str, others: int, now: float) -> Fault:
+        where = f"Rank {rank} on {host} (node {node})"
+        also = f", and {others} other rank{'s' if others > 1 else ''} after it" if others else ""
+        code, log = self._failed.get(rank), f"logs/node{node}/rank{rank}.log"
+        place = (now, node, host, rank)
+        if OUT_OF_MEMORY.search(error):
+            advice = self.memory_advice or "Take a smaller micro_bsz, more tensor parallelism or checkpoint=true."
+            return self._fault("out-of-memory", f"{where} ran out of memory: {error}{also}", advice, *place)
+        if NO_SPACE.search(error):
+            step = "Free space on that node or choose another --run-dir."
+            return self._fault("full-disk", f"{where} found its disk full: {error}{also}", step, *place)
+        if code is not None and code < 0:
+            name = _signal_name(-code)
+            hint = "dmesg on that host says whether the kernel ended it for want of memory. " if code == -9 else ""
+            return self._fault("rank-died", f"{where} was killed by {name}{also}", f"{hint}See {log}.", *place)
+        if error and code is None:
+            text = f"{where} raised {error} and InternEvo ended it with exit code 0{also}"
+            return self._fault("exception", text, f"The traceback is in {log}.", *place)
+        text = f"{where} died with exit code {code}" + (f": {error}" if error else "") + also
+        return self._fault("rank-died", text, f"Its last words are in {log}.", *place)
+
+    def _node_ended(self, now: float, nodes: Mapping[int, NodeView]) -> Fault | None:
+        """torchrun itself failed: a port, a rendezvous, an import."""
+        for node, view in sorted(nodes.items()):
+            if view.exit_code:
+                log = f"logs/node{node}/agent.log"
+                error = _last_error(self._logs[log].tail) if log in self._logs else ""
+                text = f"torchrun on {view.host} (node {node}) ended with exit code {view.exit_code}"
+                told = f"{text}: {error}" if error else text
+                return self._fault("node-ended", told, f"See {log}.", now, node, view.host)
+        return None
+
+    def _full_disk(self, now: float, nodes: Mapping[int, NodeView]) -> Fault | None:
+        for node, view in sorted(nodes.items()):
+            if view.free_bytes < self.limits.min_free_bytes:
+                text = (
+                    f"The disk of the run directory on {view.host} (node {node}) has {view.free_bytes >> 20} MiB free, "
+                    f"less than the {self.limits.min_free_bytes >> 20} MiB that the evidence needs"
+                )
+                step = "Free space on that node or choose another --run-dir."
+                return self._fault("full-disk", text, step, now, node, view.host)
+        return None
+
+    def _nan(self, now: float) -> Fault | None:
+        if self._nan_steps < NAN_STEPS:
+            return None
+        text = f"The loss has not been a finite number for {self._nan_steps} steps"
+        step = "Compare the device's numerics in the preflight suite; look for an overflow in the rank logs."
+        return self._fault("nan-loss", text, step, now)
+
+    def _waiting(self, now: float, nodes: Mapping[int, NodeView]) -> Fault | None:
+        for node, view in sorted(nodes.items()):
+            if view.silent_seconds >= self.limits.lost_node_seconds:
+                text = f"{view.host} (node {node}) has not been heard of for {view.silent_seconds:.0f} s"
+                step = "Look for a lost link, a crash or a reboot of that host."
+                return self._fault("lost-node", text, step, now, node, view.host)
+        waited = now - (self.started if self.last_step is None else self._last_time)
+        if waited < self.stall_seconds:
+            return None
+        stopped = [(node, rank) for node, view in sorted(nodes.items()) for rank in view.stopped]
+        ended = "the processes did not end" if self._is_done() else "no step"
+        limit = f"{ended} for {waited:.0f} s (limit {self.stall_seconds:.0f} s: {self._limit_source()})"
+        if stopped:
+            node, rank = stopped[0]
+            host = nodes[node].host
+            text = f"Rank {rank} on {host} (node {node}) is stopped by a signal (SIGSTOP), {limit}"
+            return self._fault("stall", text, "Find out who stopped it.", now, node, host, rank)
+        step = "The stacks of the hung ranks stand at the end of the rank logs: the rank that is elsewhere is the cause."
+        return self._fault("stall", f"The run stands still, {limit}", step, now)
+
+    def _is_done(self) -> bool:
+        return self.last_step is not None and self.last_step + 1 >= self.total_steps
+
+    def _limit_source(self) -> str:
+        if self.last_step is None:
+            return "for the start"
+        if self.stall_seconds == self.limits.stall_floor_seconds:
+            return "the least for a stall"
+        return f"{self.limits.stall_factor:g} times the median step time"
+
+
+def _whose(name: str) -> tuple[int, int | None]:
+    """Node and rank of a log by its name; no rank for torchrun's own."""
+    match = re.search(r"node(\d{1,6})/(?:rank(\d{1,7}))?", name)
+    return (int(match[1]), int(match[2]) if match[2] else None) if match else (0, None)
+
+
+def _last_error(tail: bytes) -> str:
+    found = ERROR_LINE.findall(tail)
+    return found[-1].decode("utf-8", "replace").strip().rstrip(".")[:MAX_ERROR_TEXT] if found else ""
+
+
+def _listed(ranks: list[int]) -> str:
+    return ", ".join(map(str, ranks[:MAX_PLACES])) + (f" and {len(ranks) - MAX_PLACES} more" * (len(ranks) > MAX_PLACES))
+
+
+def _blames_a_peer(error: str) -> bool:
+    return bool(re.search(r"connection (?:closed|reset|refused)|broken pipe|peer|DistBackendError|NCCL|Timed? ?out", error, re.I))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

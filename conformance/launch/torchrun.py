@@ -1,0 +1,133 @@
+"""The torchrun command, as the benchmark text gives it, and the environment that it runs in."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from conformance.errors import LaunchError
+
+# Names that say how a run was done; everything else may hold secrets and stays out of the evidence.
+RECORDED_PREFIXES = (
+    "ASCEND_", "BCCL_", "BKCL_", "CNCL_", "CUDA_", "ECCL_", "FI_", "GLOO_", "HCCL_", "HIP_", "KMP_", "MACA_", "MCCL_",
+    "MLU_", "MUSA_", "NCCL_", "OMP_", "PYTORCH_", "ROCR_", "SUPA_", "TORCH_", "TOPS_", "XPU_",
+)  # fmt: skip
+RECORDED_NAMES = ("CUBLAS_WORKSPACE_CONFIG", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "RANK", "WORLD_SIZE")
+# Set on every process that a run starts, so that it can find its own, whatever became of their parents.
+RUN_MARK = "CONFORMANCE_RUN_DIR"
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """Where the ranks of a run meet.
+
+    Args:
+        address: Host name or address of node 0.
+        port: TCP port on node 0.
+        node_rank: Index of this node.
+    """
+
+    address: str
+    port: int
+    node_rank: int
+
+
+def command(
+    run: Path, *, nodes: int, devices_per_node: int, rendezvous: Rendezvous, config: str, seed: int
+) -> list[str]:
+    """The command that trains.
+
+    Args:
+        run: Run directory.
+        nodes: Number of nodes.
+        devices_per_node: Processes on each node.
+        rendezvous: Where the ranks meet.
+        config: InternEvo configuration, relative to the run's work folder.
+        seed: InternEvo's --seed.
+
+    Returns:
+        Arguments for the operating system.
+    """
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nnodes={nodes}",
+        f"--nproc_per_node={devices_per_node}",
+        f"--node_rank={rendezvous.node_rank}",
+        f"--master_addr={rendezvous.address}",
+        f"--master_port={rendezvous.port}",
+        "-m",
+        "conformance.internevo.worker",
+        str(run),
+        "--config",
+        config,
+        "--launcher",
+        "torch",
+        "--seed",
+        str(seed),
+    ]
+
+
+def environment(run: Path) -> dict[str, str]:
+    """The environment of the training processes.
+
+    Args:
+        run: Run directory, which marks the processes.
+
+    Returns:
+        This process's environment, the mark, and where bytecode goes: InternEvo's tree stays as it was published,
+        and bytecode that lies in it is not believed.
+    """
+    return {**os.environ, RUN_MARK: str(run), "PYTHONPYCACHEPREFIX": str(run / "work" / "pycache")}
+
+
+def recorded(variables: Mapping[str, str]) -> dict[str, str]:
+    """The variables that go into the evidence.
+
+    Args:
+        variables: An environment.
+
+    Returns:
+        The allow-listed part of it.
+    """
+    return {
+        name: value
+        for name, value in sorted(variables.items())
+        if name in RECORDED_NAMES or name.startswith(RECORDED_PREFIXES)
+    }
+
+
+def free_port() -> int:
+    """A TCP port that nothing listens on right now.
+
+    Returns:
+        The port.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def require_free_port(port: int) -> None:
+    """Refuse a port that is taken, before anything is started on it.
+
+    Args:
+        port: TCP port on this machine.
+
+    Raises:
+        LaunchError: Something listens there, or the port may not be used.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch does: a closing socket is no obstacle
+        try:
+            probe.bind(("", port))
+        except (OSError, OverflowError) as error:
+            raise LaunchError(
+                f"Port {port} on this machine cannot be used for the rendezvous: {error}.",
+                "Choose another --master-port, or leave it out and one is found.",
+            ) from error

@@ -1,0 +1,1 @@
+"""Figures from logs: pure functions on frames."""

@@ -1,0 +1,110 @@
+"""The loss of a run: its trailing window, its last step, its spikes, and when it met a target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from conformance.metrics.statistics import Series, mean_interval, robust_sigma
+
+WINDOW = 100  # steps
+# A spike is above the running median by so many robust standard deviations, and by at least this share of it.
+SPIKE_SIGMAS = 6.0
+SPIKE_SHARE = 0.1
+_SPIKE_SPAN = 51  # steps of the running median
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Training loss in nats per token.
+
+    Args:
+        last: Loss of the last step, on the logging rank.
+        window: Steps in the trailing window: WINDOW, or all there are.
+        window_mean: Mean loss of the trailing window.
+        window_ci95: 95% interval of that mean, widened for autocorrelation; None for fewer than 3 steps.
+        window_below: Share of the window's steps that are below the target; None without a target.
+        slope: Change of the loss per step over the window.
+        from_metric: The last ``loss_from_metric``, which is over all data-parallel ranks; None where not logged.
+        from_metric_window_mean: Its mean over the window.
+        spikes: Steps whose loss jumps out of the running median, the first hundred.
+        undefined: Steps whose loss is nan or infinite, the first hundred.
+        skipped_batches: Updates skipped for an infinite or undefined gradient.
+        first_met: First step from which a full window's mean was below the target; None if never, or without a target.
+        held_since: Step since which the window's mean has stayed below it until the end; None likewise.
+    """
+
+    last: float
+    window: int
+    window_mean: float
+    window_ci95: tuple[float, float] | None
+    window_below: float | None
+    slope: float
+    from_metric: float | None
+    from_metric_window_mean: float | None
+    spikes: tuple[int, ...]
+    undefined: tuple[int, ...]
+    skipped_batches: int | None
+    first_met: int | None
+    held_since: int | None
+
+
+def loss_of(steps: pd.DataFrame, target: float | None = None, window: int = WINDOW) -> Loss | None:
+    """Measure the loss of a run.
+
+    Args:
+        steps: The steps of one run.
+        target: Loss to be below, in nats per token; None where none is demanded.
+        window: Steps of the trailing window.
+
+    Returns:
+        The figures; None for a run without steps.
+    """
+    if steps.empty:
+        return None
+    values, numbers = steps["loss"].to_numpy(), steps["step"].to_numpy()
+    size = min(window, len(values))
+    tail = values[-size:]
+    metric = steps["loss_from_metric"].to_numpy() if "loss_from_metric" in steps else None
+    skipped = steps["inf_nan_skip_batches"].to_numpy()[-1] if "inf_nan_skip_batches" in steps else np.nan
+    first_met, held_since = _met(values, numbers, target, size)
+    return Loss(
+        last=float(values[-1]),
+        window=size,
+        window_mean=float(tail.mean()),
+        window_ci95=mean_interval(tail),
+        window_below=None if target is None else float(np.mean(tail < target)),
+        slope=float(np.polyfit(np.arange(size), tail, 1)[0]) if size > 2 and np.isfinite(tail).all() else 0.0,
+        from_metric=None if metric is None else float(metric[-1]),
+        from_metric_window_mean=None if metric is None else float(metric[-size:].mean()),
+        spikes=_spikes(values, numbers),
+        undefined=tuple(int(step) for step in numbers[~np.isfinite(values)][:100]),
+        skipped_batches=int(skipped) if np.isfinite(skipped) else None,
+        first_met=first_met,
+        held_since=held_since,
+    )
+
+
+def _met(values: Series, numbers: Series, target: float | None, size: int) -> tuple[int | None, int | None]:
+    """The step at which the window's mean was first below the target, and the one since which it has been."""
+    if target is None or len(values) < size:
+        return None, None
+    # A window with an undefined loss has no mean and so is not below.
+    below = pd.Series(values).rolling(size).mean().to_numpy()[size - 1 :] < target
+    if not below.any():
+        return None, None
+    ends = numbers[size - 1 :]
+    above = np.flatnonzero(~below)
+    since = above[-1] + 1 if len(above) else 0
+    return int(ends[np.argmax(below)]), int(ends[since]) if since < len(ends) else None
+
+
+def _spikes(values: Series, numbers: Series) -> tuple[int, ...]:
+    if len(values) < _SPIKE_SPAN:
+        return ()
+    level = pd.Series(values).rolling(_SPIKE_SPAN, min_periods=5).median().shift(1).to_numpy()
+    rise = values - level
+    sigma = robust_sigma(rise[np.isfinite(rise)])
+    return tuple(int(step) for step in numbers[rise > np.maximum(SPIKE_SIGMAS * sigma, SPIKE_SHARE * level)][:100])

@@ -1,0 +1,293 @@
+"""The pytest side: options, the choice of workloads, one run for each, one test for each check, the summary."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from conformance.checks.finding import Result, Verdict
+from conformance.devices import Device, detect_device, load_device
+from conformance.errors import ConformanceError
+from conformance.evidence import Request
+from conformance.plan import Topology, make_plan, parse_overrides
+from conformance.spec import Workload, all_workloads, load_checks, load_workload
+
+if TYPE_CHECKING:  # pandas and cryptography come with it; collecting tests needs neither
+    from conformance.pipeline import Outcome, Site
+
+MARKS = {
+    "7b": "official LLaMA2 7B workload",
+    "70b": "official LLaMA2 70B workload",
+    "tiny": "rehearsal on a CPU",
+    "slice": "the 7B shape with fewer layers, for one device",
+    "slow": "takes more than a few seconds",
+}
+
+
+@dataclass
+class SuiteState:
+    """What the plugin keeps during a session.
+
+    Args:
+        outcomes: What came of each workload, by name.
+    """
+
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+
+
+STATE = pytest.StashKey[SuiteState]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the suite's options.
+
+    Args:
+        parser: pytest's parser.
+    """
+    group = parser.getgroup("conformance", "LLaMA2 pretraining conformance")
+    group.addoption("--nodes", type=int, metavar="N", help="number of nodes (default: 1)")
+    group.addoption("--devices-per-node", type=int, metavar="N", help="devices on each node (default: what it has)")
+    group.addoption("--device", metavar="NAME", help="device plugin (default: the accelerator found, or cpu)")
+    group.addoption("--internevo", type=Path, metavar="PATH", help="InternEvo checkout (default: the installed wheel)")
+    group.addoption(
+        "--run-dir", type=Path, metavar="PATH", help="directory of this run (default: reports/TIME-WORKLOAD)"
+    )
+    group.addoption(
+        "--reports", type=Path, default=Path("reports"), metavar="PATH", help="where runs and their journal go"
+    )
+    group.addoption("--signing-key", type=Path, metavar="FILE", help="private key (default: this machine's own)")
+    group.addoption("--master-port", type=int, metavar="PORT", help="rendezvous port (default: a free one)")
+    group.addoption("--seed", type=int, default=1024, metavar="N", help="InternEvo's seed (default: 1024)")
+    group.addoption(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override micro_bsz, micro_num, tensor, ..."
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marks, so that the suite also runs from outside this project's configuration.
+
+    Args:
+        config: pytest's configuration.
+    """
+    config.stash[STATE] = SuiteState()
+    for name, meaning in MARKS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+
+
+def workloads(kind: str) -> list[Any]:
+    """The workloads of a kind, as parameters of the fixture ``outcome``.
+
+    Args:
+        kind: "perf" or "accuracy".
+
+    Returns:
+        Workload names, each marked with the workload's mark.
+    """
+    return [pytest.param(w.name, marks=getattr(pytest.mark, w.mark)) for w in all_workloads() if w.kind == kind]
+
+
+def checks(kind: str) -> list[str]:
+    """The checks that a kind of suite makes.
+
+    Args:
+        kind: "perf" or "accuracy".
+
+    Returns:
+        Check ids, in the order of spec/checks.toml.
+    """
+    return [check.id for check in load_checks().values() if kind in check.applies]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out rehearsals that were not named, and skip or refuse what this machine cannot carry.
+
+    Args:
+        config: pytest's configuration.
+        items: Collected tests; changed in place.
+
+    Raises:
+        pytest.UsageError: A workload was named and cannot run here.
+    """
+    unnamed = {w.name for w in all_workloads() if not w.official and not _is_named(config, w)}
+    dropped = [item for item in items if _workload_of(item) in unnamed]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if _workload_of(item) not in unnamed]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse, before anything starts, a named workload that cannot run here; skip one that was not named.
+
+    Args:
+        session: pytest's session, with the selected tests.
+
+    Raises:
+        pytest.UsageError: A workload was named and cannot run here.
+    """
+    config = session.config
+    if config.option.collectonly:
+        return
+    for name in dict.fromkeys(filter(None, map(_workload_of, session.items))):
+        workload = load_workload(name)
+        try:
+            prepare(config, workload)
+        except ConformanceError as error:
+            if _is_named(config, workload):
+                raise pytest.UsageError(str(error)) from error
+            for item in session.items:
+                if _workload_of(item) == name:
+                    item.add_marker(pytest.mark.skip(reason=str(error)))
+
+
+def prepare(config: pytest.Config, workload: Workload) -> tuple[Request, Site]:
+    """What the command line asks for, for one workload.
+
+    Args:
+        config: pytest's configuration.
+        workload: The workload.
+
+    Returns:
+        The request, which a plan exists for, and the site.
+
+    Raises:
+        ConformanceError: The machine lacks the devices, or the request breaks the benchmark's rules.
+    """
+    option = config.option
+    device = load_device(option.device) if option.device else detect_device()
+    nodes = 1 if option.nodes is None else option.nodes
+    request = Request(
+        workload.name,
+        nodes,
+        _devices_per_node(workload, device, nodes, option),
+        parse_overrides(option.set),
+        option.seed,
+    )
+    make_plan(workload, Topology(nodes, request.devices_per_node), request.overrides, seed=request.seed)
+
+    from conformance.pipeline import Site  # heavy; a request that is refused needs none of it
+
+    site = Site(device.name, option.internevo, option.reports, option.run_dir, option.signing_key, option.master_port)
+    return request, site
+
+
+def _devices_per_node(workload: Workload, device: Device, nodes: int, option: Any) -> int:
+    if nodes < 1 or (option.devices_per_node is not None and option.devices_per_node < 1):
+        raise ConformanceError("--nodes and --devices-per-node count nodes and devices; expected 1 or more.")
+    reference = max(1, workload.reference.cards // nodes)
+    wanted: int = option.devices_per_node or (min(reference, device.count()) if device.name != "cpu" else reference)
+    found = device.count()
+    if device.name == "cpu" and workload.mark != "tiny":
+        raise ConformanceError(
+            f"{workload.name} needs {nodes} x {option.devices_per_node or min(reference, 8)} accelerators; this "
+            "machine has none that an installed device plugin can see.",
+            "Rehearse on the CPU with -m tiny, or name the vendor's plugin with --device.",
+        )
+    if device.name != "cpu" and found < wanted:
+        raise ConformanceError(
+            f"{workload.name} needs {nodes} x {wanted} accelerators; this node has {found} ({device.name}).",
+            f"Run with --devices-per-node {found}, or make the others visible.",
+        )
+    return wanted
+
+
+def _workload_of(item: pytest.Item) -> str | None:
+    callspec = getattr(item, "callspec", None)
+    return None if callspec is None else callspec.params.get("outcome")
+
+
+def _is_named(config: pytest.Config, workload: Workload) -> bool:
+    """Whether the user asked for this workload by its mark or name."""
+    asked = " ".join([config.option.markexpr, config.option.keyword, *map(str, config.invocation_params.args)])
+    words = set(re.findall(r"[\w-]+", asked))
+    return workload.mark in words or workload.name in words or any(workload.name in word for word in words)
+
+
+@pytest.fixture(scope="session")
+def outcome(request: pytest.FixtureRequest) -> Iterator[Outcome]:
+    """Run a workload, once a session, with a live progress line.
+
+    Args:
+        request: pytest's request; its param is the workload's name.
+
+    Yields:
+        The outcome, whose findings the tests look up.
+    """
+    from rich.console import Console
+
+    from conformance.launch.progress import LiveProgress
+    from conformance.pipeline import run_workload
+
+    config = request.config
+    workload = load_workload(request.param)
+    what, site = prepare(config, workload)
+    capture = config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        console = Console(highlight=False)
+        console.print()
+        with LiveProgress(console, workload.name) as progress:
+            try:
+                result = run_workload(what, site, progress.watch)
+            except ConformanceError as error:
+                pytest.fail(str(error), pytrace=False)
+    config.stash[STATE].outcomes[workload.name] = result
+    if result.ending.interrupted:
+        raise KeyboardInterrupt
+    yield result
+
+
+def require(outcome: Outcome, check: str) -> None:
+    """Turn the findings of one check into a test's result.
+
+    Args:
+        outcome: The run's outcome.
+        check: Id of the check.
+    """
+    found = [finding for finding in outcome.judgement.findings if finding.check == check]
+    if not found:
+        pytest.fail(f"{check}: the check was not made.", pytrace=False)
+    bad = [finding for finding in found if finding.result in (Result.FAIL, Result.ERROR)]
+    if bad:
+        pytest.fail("\n".join(f"{f.check}: {f.message} {f.next_step}".strip() for f in bad), pytrace=False)
+    if all(finding.result is Result.SKIP for finding in found):
+        pytest.skip(found[0].message)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Nothing tested is never green: a session whose every check was skipped ends with 5, as one without tests.
+
+    Args:
+        session: pytest's session.
+        exitstatus: Its exit code so far.
+    """
+    asked = any(_workload_of(item) for item in session.items)
+    state = session.config.stash[STATE]
+    if asked and not state.outcomes and exitstatus == 0 and not session.config.option.collectonly:
+        session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+    if any(o.judgement.verdict is Verdict.INCONCLUSIVE for o in state.outcomes.values()) and exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print what a person wants to know of each run.
+
+    Args:
+        terminalreporter: pytest's reporter.
+        config: pytest's configuration.
+    """
+    outcomes = config.stash[STATE].outcomes
+    if not outcomes:
+        return
+    from rich.console import Console
+
+    from conformance.summary import summary
+
+    console = Console(file=terminalreporter._tw._file, highlight=False)
+    for result in outcomes.values():
+        console.print(summary(result))

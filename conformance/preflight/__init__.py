@@ -1,0 +1,1 @@
+"""Measurements before a run: devices, host, collectives, kernels."""

@@ -1,0 +1,61 @@
+"""The journal's chain: what was appended stays, and any change to it is seen."""
+
+import json
+
+import pytest
+
+from conformance import journal
+from conformance.errors import ConformanceError, EvidenceError
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "reports" / "journal.jsonl"
+    for number in range(3):
+        journal.append(path, "started", f"run{number}", workload="tiny-perf")
+    return path
+
+
+def test_entries_chain_and_the_head_is_the_last(path):
+    head = journal.append(path, "ended", "run2", outcome="ended")
+    parsed = journal.parse(path.read_bytes())
+    assert [entry["run"] for entry in parsed.entries] == ["run0", "run1", "run2", "run2"]
+    assert parsed.head == head
+    assert parsed.entries[0]["previous"] == journal.GENESIS
+
+
+@pytest.mark.parametrize("line", [0, 1])
+def test_a_changed_line_breaks_the_chain(path, line):
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[line] = lines[line].replace(b"tiny-perf", b"tiny-pork")
+    with pytest.raises(EvidenceError, match=f"line {line + 2}"):
+        journal.parse(b"".join(lines))
+
+
+def test_a_removed_line_breaks_the_chain(path):
+    lines = path.read_bytes().splitlines(keepends=True)
+    with pytest.raises(EvidenceError, match="line 2"):
+        journal.parse(lines[0] + lines[2])
+
+
+def test_a_cut_off_line_is_refused(path):
+    with pytest.raises(EvidenceError, match="cut off"):
+        journal.parse(path.read_bytes()[:-5])
+
+
+@pytest.mark.parametrize("line", [b"{\n", b"[]\n", b'{"previous": NaN}\n'])
+def test_what_is_not_an_entry_is_refused(line):
+    with pytest.raises(ConformanceError):
+        journal.parse(line)
+
+
+def test_nothing_is_appended_to_a_broken_journal(path):
+    broken = path.read_bytes().replace(b"run1", b"runX")
+    path.write_bytes(broken)
+    with pytest.raises(EvidenceError):
+        journal.append(path, "started", "run3")
+    assert path.read_bytes() == broken
+
+
+def test_an_entry_is_one_line_of_json(path):
+    assert all(json.loads(line)["event"] == "started" for line in path.read_text().splitlines())

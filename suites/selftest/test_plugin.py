@@ -1,0 +1,57 @@
+"""The suites as a user calls them, where no accelerator is: refusals, selection, exit codes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conformance.devices import detect_device
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.skipif(detect_device().name != "cpu", reason="these runs would start on this accelerator")
+
+
+def suite(*args):
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *args]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_an_official_workload_without_accelerators_is_refused_in_one_sentence():
+    result = suite("suites/perf", "-m", "7b", "--nodes", "4")
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
+    assert errors == [
+        "ERROR: llama2-7b-perf needs 4 x 8 accelerators; this machine has none that an installed device plugin can "
+        "see. Rehearse on the CPU with -m tiny, or name the vendor's plugin with --device."
+    ]
+
+
+def test_without_a_mark_official_workloads_skip_and_nothing_tested_is_not_green():
+    result = suite("suites/perf", "-rs")
+    assert "needs 1 x 8 accelerators" in result.stdout
+    assert "tiny-perf" not in result.stdout
+    assert "passed" not in result.stdout
+    assert result.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("--device", "abacus"), "Unknown device 'abacus'"),
+        (("--nodes", "0"), "expected 1 or more"),
+        (("--set", "colour=red"), "colour"),
+        (("--set", "micro_num=64"), "256"),
+        (("--internevo", "/nonexistent"), "/nonexistent"),
+        (("--master-port", "99999"), "99999"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_runs(args, sentence, tmp_path):
+    result = suite("suites/perf", "-m", "tiny", "--run-dir", str(tmp_path / "run"), *args)
+    assert result.returncode != 0
+    output = result.stdout + result.stderr
+    assert sentence in output
+    assert "Traceback" not in output
+    assert "INTERNALERROR" not in output
+    assert not list((tmp_path).glob("run/logs/node0/*"))
