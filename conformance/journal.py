@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.errors import EvidenceError
-from conformance.report import strictjson
+from conformance import strictjson
 
 GENESIS = "0" * 64
 # A run appends two lines of under 1 KiB; this is some ten thousand runs.
@@ -73,7 +73,8 @@ def parse(data: bytes) -> Journal:
         The journal.
 
     Raises:
-        EvidenceError: A line is not strict JSON, or does not quote the digest of the line before it.
+        EvidenceError: A line does not quote the digest of the line before it, or the last one is cut off.
+        JsonError: A line is not strict JSON.
     """
     if len(data) > MAX_JOURNAL_BYTES:
         raise EvidenceError(f"The journal holds more than {MAX_JOURNAL_BYTES} bytes.", "Start a new reports folder.")
@@ -83,7 +84,7 @@ def parse(data: bytes) -> Journal:
     if lines.pop() != b"":
         raise EvidenceError("The journal's last line is cut off.", "Start a new reports folder and keep this one.")
     for number, line in enumerate(lines, 1):
-        entry = strictjson.loads(line)
+        entry = strictjson.loads(line, what=f"Line {number} of the journal")
         if not isinstance(entry, dict) or entry.get("previous") != head:
             raise EvidenceError(
                 f"The journal's chain is broken at line {number}: it does not quote the line before it.",

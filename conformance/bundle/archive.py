@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol
 
 from conformance.errors import ArchiveError
-from conformance.report.strictjson import quoted
+from conformance.strictjson import quoted
 
 REPORT_NAME = "report.dsse.json"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from conformance import evidence
 from conformance.bundle import archive
-from conformance.errors import ArchiveError, EvidenceError
+from conformance.errors import EvidenceError
 from conformance.evidence import RunDirectory
 from conformance.report import dsse, statement
 
@@ -40,13 +40,11 @@ def pack(run: Path, output: Path) -> archive.BundleIndex:
             f"{run} differs from its report: {', '.join(faults[:5])} was added or removed after signing.",
             "Restore the run directory; a report is never signed again over other evidence.",
         )
-    members: dict[str, Path | bytes] = {name: run / name for name in present}
-    index = archive.write_bundle(output, {evidence.REPORT: envelope, **members})
-    changed = sorted(name for name, digest in signed.items() if index.members[name].sha256 != digest)
-    if changed:
-        output.unlink()
-        raise ArchiveError(
+    # Before writing: an older bundle of that name is not given up for one that would be refused.
+    if changed := sorted(name for name, digest in evidence.digests(files).items() if signed[name] != digest):
+        raise EvidenceError(
             f"{run} differs from its report: {', '.join(changed[:5])} was changed after signing; nothing was written.",
             "Restore the run directory; a report is never signed again over other evidence.",
         )
-    return index
+    members: dict[str, Path | bytes] = {name: run / name for name in present}
+    return archive.write_bundle(output, {evidence.REPORT: envelope, **members})

@@ -28,6 +28,7 @@ def ended(record: Mapping[str, Any]) -> Finding:
         return Finding("run-ended", Result.PASS, "The run ended by itself.", outcome, evidence="environment/run.json")
     told = {
         "interrupted": "The run was interrupted by a signal (Ctrl-C, a scheduler or kill).",
+        "stopped": "The run came to a fault; what was seen of it stands in environment/faults.json.",
         "running": "The run has no end: the suite itself was killed.",
         "failed": "The training processes could not be started or watched to their end.",
     }
@@ -133,10 +134,14 @@ def source(workload: Workload, record: Mapping[str, Any]) -> Finding:
     )
 
 
-def patches(records: Mapping[int, Mapping[str, Any]]) -> Finding:
-    """Whether every run-time patch on every rank is one of this suite's, by digest.
+def patches(record: Mapping[str, Any], kept: Mapping[str, str], records: Mapping[int, Mapping[str, Any]]) -> Finding:
+    """Whether every change to InternEvo is declared: run-time patches are this suite's, patch files are kept.
+
+    A vendor's patch file leaves the check open: whether it is acceptable, a lab decides.
 
     Args:
+        record: environment/run.json.
+        kept: sha256 of the files under patches/, by name.
         records: environment/rankR.json by rank.
 
     Returns:
@@ -151,6 +156,16 @@ def patches(records: Mapping[int, Mapping[str, Any]]) -> Finding:
             if known.get(str(applied.get("id"))) != applied.get("sha256")
         }
     )
+    declared = {str(file.get("name")): str(file.get("sha256")) for file in record.get("patch_files", [])}
+    foreign += sorted({f"patches/{name}" for name, _ in declared.items() ^ kept.items()})
+    if declared and not foreign:
+        return Finding(
+            "patches-declared",
+            Result.ERROR,
+            f"The vendor patched InternEvo with {', '.join(sorted(declared))}; a lab decides whether that is acceptable.",
+            evidence="patches/",
+            next_step="Run without --patch, or ask the lab to rule on the patch.",
+        )
     good = not foreign and bool(records)
     used = sorted({str(p.get("id")) for record in records.values() for p in record.get("patches", [])})
     return Finding(
@@ -158,7 +173,7 @@ def patches(records: Mapping[int, Mapping[str, Any]]) -> Finding:
         Result.PASS if good else Result.FAIL,
         f"Run-time patches, all this suite's own: {', '.join(used) or 'none'}."
         if good
-        else f"Run-time patches that this suite does not know, or knows with another digest: {', '.join(foreign)}."
+        else f"Changes to InternEvo that are not declared, or with another digest: {', '.join(foreign)}."
         if foreign
         else "No rank recorded which patches it applied.",
         evidence="environment/",

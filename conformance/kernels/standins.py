@@ -1,4 +1,4 @@
-"""Modules in the shape that InternEvo imports (flash_attn and its companions), computed by kernels/reference.py.
+"""Modules in the shape that InternEvo imports (flash_attn and its companions), computed by kernels/reference.py or fast.py.
 
 Only what LLaMA2 pretraining calls is computed; what InternEvo merely imports is a placeholder that refuses to be used,
 so that a kernel which ran is a kernel which exists.
@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conformance.kernels import reference
+from conformance.kernels import fast, reference
 
 Group: TypeAlias = "dist.ProcessGroup | None"
 
@@ -236,6 +236,22 @@ class RowParallelLinear(nn.Linear):
         self.sequence_parallel = sequence_parallel
 
 
+def linear_bias_wgrad(x: Tensor, grad_output: Tensor, with_bias: bool) -> tuple[Tensor, Tensor | None]:
+    """Gradient of a linear layer's weight and bias.
+
+    Args:
+        x: Layer input, (tokens, in features).
+        grad_output: Gradient of the output, (tokens, out features).
+        with_bias: Whether the bias gradient is wanted.
+
+    Returns:
+        Weight gradient, (out features, in features), and bias gradient, (out features) or None.
+    """
+    if x.is_cuda:  # the device's own GEMM accumulates in fp32, at many times the speed of fp32 operands
+        return grad_output.t() @ x, grad_output.sum(0) if with_bias else None
+    return reference.linear_wgrad(x, grad_output, with_bias)
+
+
 # --- attention (flash_attn, flash_attn.modules.mha) ---
 
 
@@ -257,8 +273,8 @@ def flash_attn_varlen_kvpacked_func(
         kv: Keys and values, (tokens, 2, KV heads, head dim).
         cu_seqlens_q: Document boundaries in ``q``.
         cu_seqlens_k: Document boundaries in ``kv``.
-        max_seqlen_q: Longest document; not needed here.
-        max_seqlen_k: Longest document; not needed here.
+        max_seqlen_q: Longest document in ``q``.
+        max_seqlen_k: Longest document in ``kv``.
         dropout_p: Must be 0, as in pretraining.
         softmax_scale: Factor on the scores; 1/sqrt(head dim) when None.
         causal: Whether a token sees only the tokens before it.
@@ -272,6 +288,10 @@ def flash_attn_varlen_kvpacked_func(
     if dropout_p:
         raise NotImplementedError(f"attention dropout {dropout_p} is not part of LLaMA2 pretraining; expected 0.")
     k, v = kv.unbind(1)
+    if fast.has_flash_attention(q):
+        return fast.varlen_attention(
+            q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal=causal, softmax_scale=softmax_scale
+        )
     return reference.varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, causal=causal, softmax_scale=softmax_scale)
 
 
@@ -476,7 +496,7 @@ MODULES: dict[str, dict[str, Any]] = {
         "reduce_scatter": _ReduceScatter.apply,
         "reduce_scatter_raw": reduce_scatter_raw,
     },
-    "fused_dense_lib": {"linear_bias_wgrad": reference.linear_wgrad},
+    "fused_dense_lib": {"linear_bias_wgrad": linear_bias_wgrad},
     "rotary_emb": {"apply_rotary": apply_rotary},
     "torch_scatter": {"scatter": scatter},
 }

@@ -16,9 +16,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from conformance.errors import JsonError, SignatureError
-from conformance.report import strictjson
+from conformance import strictjson
 from conformance.report.keys import key_id
-from conformance.report.strictjson import quoted
+from conformance.strictjson import quoted
 
 # The payload in base64, and 4 KiB for the rest: a signature with its names takes about 180 bytes.
 MAX_ENVELOPE_BYTES = strictjson.MAX_BYTES // 3 * 4 + 4096

@@ -15,8 +15,8 @@ from jsonschema import Draft202012Validator
 from referencing import Registry
 
 from conformance.errors import JsonError, SignatureError
-from conformance.report import strictjson
-from conformance.report.strictjson import quoted
+from conformance import strictjson
+from conformance.strictjson import quoted
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"

@@ -42,8 +42,9 @@ def test_without_a_mark_official_workloads_skip_and_nothing_tested_is_not_green(
         (("--device", "abacus"), "Unknown device 'abacus'"),
         (("--nodes", "0"), "expected 1 or more"),
         (("--set", "colour=red"), "colour"),
-        (("--set", "micro_num=64"), "256"),
+        (("--set", "micro_num=64"), "above the reference's 4"),
         (("--internevo", "/nonexistent"), "/nonexistent"),
+        (("--patch", "/nonexistent.diff"), "not one"),
         (("--master-port", "99999"), "99999"),
     ],
 )

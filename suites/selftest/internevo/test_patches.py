@@ -29,7 +29,8 @@ CONFIG = textwrap.dedent(
                  embed_grad_scale=1, parallel_output=True, hidden_size=64, num_layers=1, no_bias=True, mlp_ratio=3.5,
                  apply_post_layer_norm=False, dtype="torch.bfloat16", norm_type="rmsnorm", layer_norm_epsilon=1e-5,
                  num_kv_attention_heads=2, use_flash_attn=True)
-    parallel = dict(zero1=dict(size=-1), tensor=dict(size=1, mode="mtp"), pipeline=dict(size=1, interleaved_overlap=True),
+    parallel = dict(zero1=dict(size=-1), tensor=dict(size=1, mode="mtp"),
+                    pipeline=dict(size=1, interleaved_overlap=True),
                     weight=dict(size=1, overlap=True, memory_pool=True))
     hybrid_zero_optimizer = dict(overlap_sync_grad=True, overlap_sync_param=False, reduce_bucket_size=1 << 20,
                                  clip_grad_norm=1.0)

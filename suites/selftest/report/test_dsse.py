@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from conformance import strictjson
 from conformance.errors import SignatureError
-from conformance.report import dsse, strictjson
+from conformance.report import dsse
 from conformance.report.keys import key_id
 
 TYPE = "application/vnd.in-toto+json"

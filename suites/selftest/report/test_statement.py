@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from conformance import strictjson
 from conformance.checks.finding import Result, Verdict
 from conformance.errors import JsonError, SignatureError
-from conformance.report import statement, strictjson
+from conformance.report import statement
 
 SCHEMA = json.loads(resources.files("conformance.report").joinpath("schema/report-v1.schema.json").read_text("utf-8"))
 SUBJECTS = {"logs/node0/rank0.log": "a" * 64, "configs/plan.json": "b" * 64}

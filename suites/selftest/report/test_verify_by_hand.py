@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from conformance import strictjson
 from conformance.bundle.archive import write_bundle
-from conformance.report import dsse, keys, statement, strictjson
+from conformance.report import dsse, keys, statement
 
 DOCS = Path(__file__).parents[3] / "docs"
 SCRIPT = DOCS / "verify_by_hand.py"

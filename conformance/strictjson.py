@@ -51,51 +51,10 @@ def loads(data: bytes, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH
         JsonError: Too large or too deep; not UTF-8; not JSON; a key twice in one object; NaN, an infinity or a number
             that overflows; an integer beyond 64 bits; half of a surrogate pair.
     """
-
-    def refuse(fault: str) -> NoReturn:
-        raise JsonError(f"{what} is refused: {fault}.")
-
-    def integer(text: str) -> int:
-        if len(text) > _MAX_NUMBER_CHARS or int(text) not in _INTEGERS:
-            refuse(f"the integer {quoted(text, 24)} does not fit 64 bits")
-        return int(text)
-
-    def real(text: str) -> float:
-        if len(text) > _MAX_NUMBER_CHARS:
-            refuse(f"the number {quoted(text, 24)} has more than {_MAX_NUMBER_CHARS} characters")
-        value = float(text)
-        if math.isinf(value):
-            refuse(f"the number {quoted(text)} overflows a 64-bit float")
-        return value
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            refuse(f"the key {quoted(twice)} occurs twice in one object")
-        return result
-
-    if len(data) > max_bytes:
-        refuse(f"it has {len(data)} bytes, more than the {max_bytes} allowed")
     try:
-        value = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=unique,
-            parse_int=integer,
-            parse_float=real,
-            parse_constant=lambda text: refuse(f"{text} is not a JSON number"),
-        )
-    except UnicodeDecodeError as error:
-        refuse(f"byte {error.start} is not valid UTF-8")
-    except json.JSONDecodeError as error:
-        refuse(f"not JSON at character {error.pos} ({error.msg})")
-    except RecursionError:
-        refuse(f"it nests deeper than {max_depth} levels")
-    fault = _fault_within(value, max_depth)
-    if fault:
-        refuse(fault)
-    return value
+        return _parse(data, max_bytes, max_depth)
+    except JsonError as error:
+        raise JsonError(f"{what} is refused: {error.message}.") from error
 
 
 def dumps(value: object, *, what: str = "The value") -> bytes:
@@ -120,17 +79,64 @@ def dumps(value: object, *, what: str = "The value") -> bytes:
     return data
 
 
-def _fault_within(value: object, max_depth: int) -> str:
-    """Find nesting beyond the cap and strings that no UTF-8 can hold; iterative, so that depth costs no stack."""
+def _parse(data: bytes, max_bytes: int, max_depth: int) -> Any:
+    if len(data) > max_bytes:
+        raise JsonError(f"it has {len(data)} bytes, more than the {max_bytes} allowed")
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_object,
+            parse_int=_integer,
+            parse_float=_real,
+            parse_constant=_constant,
+        )
+    except UnicodeDecodeError as error:
+        raise JsonError(f"byte {error.start} is not valid UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise JsonError(f"not JSON at character {error.pos} ({error.msg})") from error
+    except RecursionError as error:
+        raise JsonError(f"it nests deeper than {max_depth} levels") from error
+    _check_within(value, max_depth)
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise JsonError(f"the key {quoted(key)} occurs twice in one object")
+        result[key] = value
+    return result
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MAX_NUMBER_CHARS or int(text) not in _INTEGERS:
+        raise JsonError(f"the integer {quoted(text, 24)} does not fit 64 bits")
+    return int(text)
+
+
+def _real(text: str) -> float:
+    if len(text) > _MAX_NUMBER_CHARS:
+        raise JsonError(f"the number {quoted(text, 24)} has more than {_MAX_NUMBER_CHARS} characters")
+    if math.isinf(float(text)):
+        raise JsonError(f"the number {quoted(text)} overflows a 64-bit float")
+    return float(text)
+
+
+def _constant(text: str) -> NoReturn:
+    raise JsonError(f"{text} is not a JSON number")
+
+
+def _check_within(value: object, max_depth: int) -> None:
+    """Refuse nesting beyond the cap and strings that no UTF-8 can hold; iterative, so that depth costs no stack."""
     pending: list[tuple[object, int]] = [(value, 0)]
     while pending:
         item, depth = pending.pop()
         if isinstance(item, str):
             if not item.isascii() and any("\ud800" <= char <= "\udfff" for char in item):
-                return f"the string {quoted(item)} holds half of a surrogate pair"
+                raise JsonError(f"the string {quoted(item)} holds half of a surrogate pair")
         elif isinstance(item, dict | list):
             if depth >= max_depth:
-                return f"it nests deeper than {max_depth} levels"
+                raise JsonError(f"it nests deeper than {max_depth} levels")
             children = item if isinstance(item, list) else [*item.keys(), *item.values()]
             pending.extend((child, depth + 1) for child in children)
-    return ""

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conformance import strictjson
 from conformance.errors import JsonError
-from conformance.report import strictjson
 
 # Each is one text that some JSON reader somewhere accepts, and what the refusal must say.
 ATTACKS = {

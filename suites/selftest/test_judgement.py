@@ -1,0 +1,154 @@
+"""Judging a real run's evidence, and the same evidence with one fault in it."""
+
+import json
+import re
+
+import pytest
+
+from conformance.checks.finding import Finding, Result, Verdict, verdict
+from conformance.errors import ConformanceError
+from conformance.evidence import RunDirectory
+from conformance.judgement import judge
+from conformance.spec import load_checks
+
+
+def results(run):
+    judgement = judge(RunDirectory(run))
+    return judgement.verdict, {f.check: f for f in judgement.findings}
+
+
+def edit_json(path, change):
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def edit_log(run, pattern, replacement):
+    log = run / "logs" / "node0" / "rank0.log"
+    text = log.read_text()
+    changed = re.sub(pattern, replacement, text, count=1)
+    assert changed != text
+    log.write_text(changed)
+
+
+def test_a_real_rehearsal_passes_and_certifies_nothing(run):
+    result, found = results(run)
+    assert result is Verdict.REHEARSAL
+    assert {f.result for f in found.values()} <= {Result.PASS, Result.SKIP}
+    assert found["run-ranks"].value == 2
+    required = {c.id for c in load_checks().values() if c.severity == "required" and "perf" in c.applies}
+    assert required <= set(found)
+
+
+def drop(path):
+    return lambda run: (run / path).unlink()
+
+
+FAULTS = {
+    "run-ended": lambda run: edit_json(run / "environment/run.json", lambda r: r.update(outcome="interrupted")),
+    "run-ranks": drop("environment/rank1.json"),
+    "run-config": lambda run: (run / "configs/internevo.py").write_text(
+        (run / "configs/internevo.py").read_text().replace("lr=0.0001", "lr=0.0002").replace("'lr': 0.0001", "'lr': 1")
+        + "# edited\n"
+    ),
+    "source-pinned": lambda run: edit_json(
+        run / "environment/run.json", lambda r: r["internevo"].update(pristine=False)
+    ),
+    "patches-declared": lambda run: edit_json(
+        run / "environment/rank0.json", lambda r: r["patches"].append({"id": "faster", "sha256": "0" * 64})
+    ),
+    "run-uniform": lambda run: edit_json(run / "environment/rank1.json", lambda r: r["device"].update(model="Other")),
+    "run-steps": drop("logs/node0/rank0.log"),
+    "run-complete": lambda run: edit_log(run, r"(?m)^.* step=19 .*\n", ""),
+    "log-flops": lambda run: edit_log(run, r"tflops=0\.0", "tflops=0.1"),
+}
+
+
+@pytest.mark.parametrize("check", FAULTS)
+def test_a_fault_turns_its_check_red(run, check):
+    FAULTS[check](run)
+    result, found = results(run)
+    assert found[check].result is Result.FAIL
+    assert found[check].message
+    assert result is Verdict.NOT_CONFORMANT
+
+
+def test_an_unruled_patch_file_leaves_the_verdict_open(run):
+    import hashlib
+
+    (run / "patches").mkdir()
+    (run / "patches/fast.diff").write_text("--- a\n+++ b\n")
+    digest = hashlib.sha256((run / "patches/fast.diff").read_bytes()).hexdigest()
+    declared = [{"name": "fast.diff", "sha256": digest, "changes": ["train.py"]}]
+    edit_json(run / "environment/run.json", lambda r: r.update(patch_files=declared))
+    result, found = results(run)
+    assert found["patches-declared"].result is Result.ERROR
+    assert result is Verdict.INCONCLUSIVE
+    (run / "patches/fast.diff").write_text("other\n")
+    assert results(run)[1]["patches-declared"].result is Result.FAIL
+
+
+def test_metrics_in_two_logs_are_refused(run):
+    (run / "logs/node0/rank1.log").write_text((run / "logs/node0/rank0.log").read_text())
+    result, found = results(run)
+    assert found["run-steps"].result is Result.FAIL
+    assert "2 logs" in found["run-steps"].message
+    assert result is Verdict.NOT_CONFORMANT
+
+
+def test_an_exception_on_another_rank_is_seen(run):
+    log = run / "logs/node0/rank1.log"
+    log.write_text(
+        log.read_text()
+        + "2026-11-23 21:00:00,000\tERROR train.py:324 in <module> -- Raise exception from vm with rank id: 1\n"
+        + 'Traceback (most recent call last):\n  File "train.py", line 1, in <module>\n    main()\nValueError: broken\n'
+    )
+    _, found = results(run)
+    assert found["run-complete"].result is Result.FAIL
+    assert "ValueError" in found["run-complete"].message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r.update(workload="llama3"),
+        lambda r: r.update(nodes="1"),
+        lambda r: r.update(extra=1),
+        lambda r: r.pop("seed"),
+        lambda r: r["overrides"].update(micro_num="2"),
+        lambda r: r["overrides"].update(micro_num=64),
+    ],
+)
+def test_a_request_that_cannot_be_planned_is_one_sentence(run, change):
+    edit_json(run / "configs/request.json", change)
+    with pytest.raises(ConformanceError):
+        judge(RunDirectory(run))
+
+
+class TestVerdict:
+    required = ("a", "b")
+
+    def of(self, official=True, **by_check):
+        found = [Finding(check, Result(result), "told") for check, result in by_check.items()]
+        return verdict(found, self.required, official)
+
+    def test_all_required_pass(self):
+        assert self.of(a="PASS", b="PASS") is Verdict.CONFORMANT
+        assert self.of(a="PASS", b="PASS", official=False) is Verdict.REHEARSAL
+
+    def test_a_failure_outweighs_everything_also_where_it_is_not_required(self):
+        assert self.of(a="PASS", b="PASS", c="FAIL") is Verdict.NOT_CONFORMANT
+        assert self.of(a="FAIL", b="ERROR", official=False) is Verdict.NOT_CONFORMANT
+
+    @pytest.mark.parametrize("open_result", ["SKIP", "ERROR"])
+    def test_a_required_check_that_was_not_made_leaves_an_official_verdict_open(self, open_result):
+        assert self.of(a="PASS", b=open_result) is Verdict.INCONCLUSIVE
+
+    def test_an_absent_required_check_leaves_it_open(self):
+        assert self.of(a="PASS") is Verdict.INCONCLUSIVE
+        assert self.of(a="PASS", official=False) is Verdict.INCONCLUSIVE
+
+    def test_nothing_tested_is_never_green(self):
+        assert self.of() is Verdict.INCONCLUSIVE
+        assert self.of(a="SKIP", b="SKIP", official=False) is Verdict.INCONCLUSIVE
+        assert verdict([Finding("c", Result.PASS, "told")], (), True) is Verdict.INCONCLUSIVE
