@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from conformance.checks import completion, consistency
+from conformance.checks import completion, consistency, timing
 from conformance.checks import loss as loss_checks
 from conformance.checks import throughput as throughput_checks
-from conformance.checks.consistency import Subject
 from conformance.checks.finding import Finding
+from conformance.checks.subject import Subject
 from conformance.internevo.log import Event, LogHead, RunLog, parse_log
 from conformance.internevo.log.records import CHECKPOINT_SAVED
 from conformance.metrics.facts import Facts, gather, updates_at
@@ -48,6 +49,19 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Mfu:
+    """Model FLOPs utilisation: the TFLOPS that the model needs, GQA counted right, over what a device can do.
+
+    Args:
+        declared_peak: Over the declared dense bf16 peak; None where none was declared.
+        measured_ceiling: Over the GEMM ceiling that preflight measured; None where it did not.
+    """
+
+    declared_peak: float | None
+    measured_ceiling: float | None
+
+
+@dataclass(frozen=True)
 class RunAnalysis:
     """One run, from its first segment to its last, with every figure and finding.
 
@@ -59,6 +73,7 @@ class RunAnalysis:
         complete: Whether the last step of the schedule was reached without an exception; None where nothing tells.
         speed: Its throughput; None without steps.
         tflops: Its TFLOPS; None without steps.
+        mfu: Its model FLOPs utilisation.
         loss: Its loss; None without steps.
         exceptions: Exceptions and signals of all segments and all ranks.
         findings: What every check found.
@@ -71,6 +86,7 @@ class RunAnalysis:
     complete: bool | None
     speed: Throughput | None
     tflops: Tflops | None
+    mfu: Mfu
     loss: Loss | None
     exceptions: tuple[Event, ...]
     findings: tuple[Finding, ...]
@@ -105,6 +121,7 @@ class RunAnalysis:
             "sources": dict(facts.sources),
             "tgs": _speed_json(self.speed),
             "tflops": asdict(self.tflops) if self.tflops else None,
+            "mfu": asdict(self.mfu),
             "loss": asdict(self.loss) if self.loss else None,
             "exceptions": [self._exception_json(event) for event in self.exceptions],
             "findings": [{**asdict(finding), "result": finding.result.value} for finding in self.findings],
@@ -126,6 +143,7 @@ def analyze(
     workload: Workload | None = None,
     limits: Limits | None = None,
     others: Iterable[Event] = (),
+    name: str = "",
 ) -> list[RunAnalysis]:
     """Analyse one log.
 
@@ -135,11 +153,12 @@ def analyze(
         workload: The workload it claims to be, where there is no plan.
         limits: What else its figures are held against.
         others: Events of the other ranks' logs.
+        name: Name of the log, for findings.
 
     Returns:
         One analysis for each run in it, resumed segments put together; none where nothing in it is InternEvo's.
     """
-    return analyze_logs(parse_log(stream), plan=plan, workload=workload, limits=limits, others=others)
+    return analyze_logs(parse_log(stream, name), plan=plan, workload=workload, limits=limits, others=others)
 
 
 def analyze_logs(
@@ -196,10 +215,16 @@ def _merge(segments: Sequence[RunLog]) -> tuple[pd.DataFrame, tuple[tuple[pd.Dat
         again = merged["step"] >= later["step"].iloc[0]
         if again.any():
             both = np.intersect1d(merged.loc[again, "step"], later["step"])
-            pair = [f[f["step"].isin(both)].drop_duplicates("step").reset_index(drop=True) for f in (merged[again], later)]
+            pair = [
+                f[f["step"].isin(both)].drop_duplicates("step").reset_index(drop=True) for f in (merged[again], later)
+            ]
             overlaps.append((pair[0], pair[1]))
         merged = pd.concat([merged[~again], later], ignore_index=True)
     return merged, tuple(overlaps)
+
+
+def _only(steps: pd.DataFrame, numbers: npt.NDArray[Any]) -> pd.DataFrame:
+    return steps[steps["step"].isin(numbers)].drop_duplicates("step").reset_index(drop=True)
 
 
 def _analyze(
@@ -222,19 +247,36 @@ def _analyze(
         plan=plan,
         workload=workload,
         counts=tuple(segment.counts for segment in segments),
-        events=tuple(event for segment in segments for event in segment.events),
         overlaps=overlaps,
         continued=head.resumed_from is not None,
     )
     exceptions = tuple(event for segment in segments for event in segment.exceptions) + others
     last_step = int(steps["step"].iloc[-1]) if len(steps) else None
     fatal = (*last.exceptions, *others)
-    findings = [completion.completed(outcome, last_step, facts.total_steps, fatal)]
+    findings = [completion.completed(outcome, len(steps), last_step, facts.total_steps, fatal)]
     findings += consistency.check_consistency(subject)
     findings += _judge_figures(speed, flops, loss, workload, limits)
+    names = ", ".join(dict.fromkeys(segment.name for segment in segments if segment.name))
+    findings = [replace(finding, evidence=finding.evidence or names) for finding in findings]
     return RunAnalysis(
-        tuple(segments), steps, facts, outcome, complete, speed, flops, loss, exceptions, tuple(findings)
+        tuple(segments),
+        steps,
+        facts,
+        outcome,
+        complete,
+        speed,
+        flops,
+        _mfu(flops, limits),
+        loss,
+        exceptions,
+        tuple(findings),
     )
+
+
+def _mfu(flops: Tflops | None, limits: Limits) -> Mfu:
+    needed = flops.model if flops else None
+    peak, ceiling = limits.peak_tflops, limits.ceiling_tflops
+    return Mfu(needed / peak if needed and peak else None, needed / ceiling if needed and ceiling else None)
 
 
 def _judge_figures(
@@ -243,7 +285,7 @@ def _judge_figures(
     findings = []
     if speed is not None and flops is not None:
         if flops.model_causal is not None:
-            findings.append(consistency.utilisation(flops.model_causal, limits.peak_tflops, limits.ceiling_tflops))
+            findings.append(timing.utilisation(flops.model_causal, limits.peak_tflops, limits.ceiling_tflops))
         if workload is None or workload.kind == "perf":
             floors = load_floors() if limits.floors is None else limits.floors
             name = workload.name if workload else None
@@ -264,7 +306,7 @@ def _outcome(
 ) -> tuple[str, bool | None]:
     """How the last segment ended, and whether it was complete."""
     reached = None if total_steps is None else len(steps) > 0 and int(steps["step"].iloc[-1]) >= total_steps - 1
-    # After its last step a process may still fail to close a connection; only what train.py caught stopped the training.
+    # After its last step a process may still fail to close a connection; what train.py caught has stopped the training.
     fatal = [event for event in exceptions if event.raised_by_train or not reached]
     if fatal:
         if any(completion.is_out_of_memory(event) for event in fatal):
@@ -284,7 +326,7 @@ def _was_stopped(log: RunLog) -> bool:
     saved = [event for event in log.events if event.kind == CHECKPOINT_SAVED]
     if not saved or log.steps.empty:
         return False
-    return saved[-1].line > log.steps["line"].iloc[-1] and saved[-1].value == updates_at(log.steps)[-1]
+    return bool(saved[-1].line > log.steps["line"].iloc[-1] and saved[-1].value == updates_at(log.steps)[-1])
 
 
 def _after_step(segments: Sequence[RunLog], event: Event) -> int | None:
@@ -294,7 +336,9 @@ def _after_step(segments: Sequence[RunLog], event: Event) -> int | None:
             before = segment.steps.loc[segment.steps["line"] < event.line, "step"]
             return int(before.iloc[-1]) if len(before) else None
     steps = segments[-1].steps
-    before = steps.loc[steps["time"] <= pd.Timestamp(event.time), "step"] if event.time is not None else steps["step"][:0]
+    before = (
+        steps.loc[steps["time"] <= pd.Timestamp(event.time), "step"] if event.time is not None else steps["step"][:0]
+    )
     return int(before.iloc[-1]) if len(before) else None
 
 
@@ -303,8 +347,8 @@ def _speed_json(speed: Throughput | None) -> dict[str, Any] | None:
         return None
     shown = asdict(speed)
     steady = shown.pop("steady")
-    used = [steady["first"], steady["last"]]
-    return {**shown, "steps_used": used, "steps_excluded": steady["excluded"], "rule": steady["rule"]}
+    shown |= {"steps_used": [steady["first"], steady["last"]], "steps_counted": steady["used"]}
+    return {**shown, "steps_excluded": steady["excluded"], "settled": steady["settled"], "rule": steady["rule"]}
 
 
 def _plain(value: Any) -> Any:

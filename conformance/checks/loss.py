@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from conformance.checks.finding import Finding, Result
 from conformance.metrics.loss import Loss
@@ -28,25 +29,16 @@ def target_reached(loss: Loss, target: float, source: str) -> Finding:
         f"{loss.last:.4f}, loss_from_metric {'not logged' if loss.from_metric is None else f'{loss.from_metric:.4f}'}; "
         f"target below {target}"
     )
-    common = {
-        "value": loss.window_mean,
-        "unit": _UNIT,
-        "limit": target,
-        "limit_source": source,
-        "margin": 1 - loss.window_mean / target,
-    }
+    base = Finding(
+        "loss-target", Result.ERROR, told, loss.window_mean, _UNIT, target, source, 1 - loss.window_mean / target
+    )
     if high < target and loss.last < target:
-        return Finding("loss-target", Result.PASS, f"{told}.", **common)
+        return replace(base, result=Result.PASS, message=f"{told}.")
     if not low < target and not loss.last < target:
         step = "Train on, or look for the step at which the curve leaves the reference's."
-        return Finding("loss-target", Result.FAIL, f"{told}.", **common, next_step=step)
-    return Finding(
-        "loss-target",
-        Result.ERROR,
-        f"inconclusive: {told}; {_settled_by(loss, target, low, high)}.",
-        **common,
-        next_step="Continue the run from its last checkpoint by that many steps.",
-    )
+        return replace(base, result=Result.FAIL, message=f"{told}.", next_step=step)
+    step = "Continue the run from its last checkpoint by that many steps."
+    return replace(base, message=f"inconclusive: {told}; {_settled_by(loss, target, low, high)}.", next_step=step)
 
 
 def _settled_by(loss: Loss, target: float, low: float, high: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from conformance.checks.finding import Finding, Result
 from conformance.metrics.statistics import Z95
@@ -23,30 +24,27 @@ def floor_reached(check: str, value: float, half_width: float | None, floor: Flo
         floor: The floor.
 
     Returns:
-        PASS or FAIL where value and floor differ by more than their noise; else ERROR with the runs that would settle it.
+        PASS or FAIL where value and floor differ by more than their noise; else ERROR with what would settle it.
     """
     margin = value / floor.value - 1
     told = f"{value:.6g} {floor.unit} against a floor of {floor.value:.6g}, {margin:+.2%}"
-    common = {
-        "value": value,
-        "unit": floor.unit,
-        "limit": floor.value,
-        "limit_source": str(floor),
-        "margin": margin,
-    }
+    base = Finding(check, Result.ERROR, told, value, floor.unit, floor.value, str(floor), margin)
     if half_width is None:
-        message = f"inconclusive: {told}; the run has too few steps for an interval"
-        return Finding(check, Result.ERROR, message, **common, next_step="Run it again with all its steps.")
+        message = f"inconclusive: {told}; the run has too few steps for an interval."
+        return replace(base, message=message, next_step="Run it again with all its steps.")
     floor_noise = Z95 * (floor.spread or 0.0) * floor.value
     noise = math.hypot(half_width, floor_noise)
-    if abs(value - floor.value) > noise:
-        passed = value > floor.value
-        message = f"{told}; noise {noise / floor.value:.2%}."
-        step = "" if passed else "conformance preflight shows which device, link or kernel is slow."
-        return Finding(check, Result.PASS if passed else Result.FAIL, message, **common, next_step=step)
-    return Finding(check, Result.ERROR, f"inconclusive: {told}, within the noise of {noise / floor.value:.2%}; "
-                   f"{_settled_by(abs(value - floor.value), half_width, floor_noise)}", **common,
-                   next_step="Repeat the run and analyse all of them, each with all its steps.")
+    message = f"{told}; the noise is {noise / floor.value:.2%}"
+    gap = abs(value - floor.value)
+    if gap > noise and margin > 0:
+        return replace(base, result=Result.PASS, message=f"{message}.")
+    if gap > noise:
+        step = "conformance preflight shows which device, link or kernel is slow."
+        return replace(base, result=Result.FAIL, message=f"{message}.", next_step=step)
+    step = "Repeat the run and analyse all of them, each with all its steps."
+    return replace(
+        base, message=f"inconclusive: {message}; {_settled_by(gap, half_width, floor_noise)}.", next_step=step
+    )
 
 
 def _settled_by(gap: float, half_width: float, floor_noise: float) -> str:
@@ -72,7 +70,9 @@ def no_floor(check: str, workload: str | None, device: str | None) -> Finding:
         SKIP.
     """
     if workload is None:
-        return Finding(check, Result.SKIP, "No workload was named, so no floor holds.", next_step="Name it: --workload.")
+        return Finding(
+            check, Result.SKIP, "No workload was named, so no floor holds.", next_step="Name it: --workload."
+        )
     return Finding(check, Result.SKIP, f"There is no floor for {workload} on {device or 'an unnamed device'}.")
 
 
@@ -98,7 +98,9 @@ def check_floors(
         if floor is None:
             findings.append(no_floor(check, workload, device))
         elif value is None:
-            findings.append(Finding(check, Result.ERROR, "The model's shape is not known, so its TFLOPS are not either."))
+            findings.append(
+                Finding(check, Result.ERROR, "The model's shape is not known, so its TFLOPS are not either.")
+            )
         else:
             width = None if half is None else half * value / speed.median
             findings.append(floor_reached(check, value, width, floor))

@@ -1,0 +1,163 @@
+"""``conformance analyze``: figures and findings from raw training logs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from conformance.errors import EvidenceError
+
+if TYPE_CHECKING:
+    from conformance.analysis import RunAnalysis
+    from conformance.internevo.log import Event, RunLog
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options.
+
+    Args:
+        parser: The command's own parser.
+    """
+    parser.description = (
+        "Read training logs of InternEvo: one file with one or several runs, the files of a run's ranks, or those of a "
+        "resumed run. Exit code 0: nothing failed; 1: a check failed; 2: a log could not be read."
+    )
+    parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="a log file")
+    parser.add_argument("--workload", metavar="W", help="hold the runs against this workload")
+    parser.add_argument("--device", metavar="MODEL", help="model name of the device, which selects the floors")
+    parser.add_argument("--tgs-floor", type=_positive, metavar="TGS", help="a floor of your own; it certifies nothing")
+    parser.add_argument("--peak-tflops", type=_positive, metavar="TFLOPS", help="the device's dense bf16 peak, for MFU")
+    parser.add_argument("--json", action="store_true", help="print the figures and findings as JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write them as one self-contained page as well")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Analyse the logs and print what they show.
+
+    Args:
+        args: The parsed options.
+
+    Returns:
+        0 when nothing failed, 1 when a check did.
+
+    Raises:
+        ConformanceError: A log cannot be read or is none of InternEvo's, or the workload is unknown.
+    """
+    import json
+
+    from conformance.analysis import Limits, analyze_logs
+    from conformance.checks.finding import Result
+    from conformance.spec import load_workload
+
+    workload = load_workload(args.workload) if args.workload is not None else None
+    logs, others = _read(args.logs)
+    limits = Limits(device=args.device, declared_tgs=args.tgs_floor, peak_tflops=args.peak_tflops)
+    runs = analyze_logs(logs, workload=workload, limits=limits, others=others)
+    if args.html is not None:
+        _write(args.html, runs)
+    if args.json:
+        print(json.dumps({"runs": [analysis.to_json() for analysis in runs]}, indent=2, allow_nan=False))
+    else:
+        for analysis in runs:
+            print("\n".join(_lines(analysis)), end="\n\n")
+    return int(any(finding.result is Result.FAIL for analysis in runs for finding in analysis.findings))
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _read(paths: Sequence[Path]) -> tuple[list[RunLog], list[Event]]:
+    """Read every file; give the runs in them by time, and the events of ranks whose logs hold no run."""
+    from conformance.internevo.log import parse_log
+
+    found: list[RunLog] = []
+    for path in paths:
+        try:
+            with path.open("rb") as stream:
+                runs = parse_log(stream, str(path))
+        except OSError as error:
+            raise EvidenceError(f"{path} cannot be read: {error.strerror}.", "Name a training log.") from error
+        if not runs:
+            raise EvidenceError(
+                f"{path} holds no line of InternEvo's: no training step, no head, no exception.",
+                "Name the output of a training process; logs/nodeN/rankR.log in a run directory.",
+            )
+        found += runs
+    speaking = [run for run in found if len(run.steps) or not run.head.empty]
+    silent = [run for run in found if not (len(run.steps) or not run.head.empty)]
+    if not speaking:
+        return found, []
+    # The ranks that do not log metrics still tell what they raised.
+    others = [event for run in silent for event in run.exceptions]
+    return sorted(speaking, key=_begin), others
+
+
+def _begin(run: RunLog) -> float:
+    """When a run's first step was logged, in seconds; runs without a time keep their place behind the others."""
+    times = run.steps["time"].dropna()
+    return float(times.iloc[0].timestamp()) if len(times) else float("inf")
+
+
+def _lines(analysis: RunAnalysis) -> list[str]:
+    """One run as text."""
+    shown = analysis.to_json()
+    name = ", ".join(dict.fromkeys(segment.name for segment in analysis.segments))
+    lines = [f"{name}: {shown['outcome']}, {shown['steps_logged']} steps logged"]
+    shape = f"{shown['num_layers']} layers, hidden size {shown['hidden_size']}, sequence length {shown['seq_len']}"
+    lines.append(
+        f"  shape    {shape if shown['num_layers'] else 'the log cannot tell'}, f = {shown['checkpoint_factor']}"
+    )
+    lines.append(
+        f"  layout   {shown['cards']} cards, data parallel {shown['data_parallel']}, "
+        f"global batch size {shown['global_batch_size']}"
+    )
+    if analysis.speed is not None and analysis.tflops is not None:
+        speed, flops = analysis.speed, analysis.tflops
+        interval = "no interval" if speed.ci95 is None else f"95% {speed.ci95[0]:.6g} to {speed.ci95[1]:.6g}"
+        lines.append(
+            f"  TGS      median {speed.median:.6g} ({interval}), last {speed.last:.6g}, drift {speed.drift:+.1%}"
+        )
+        lines.append(f"           {speed.steady.rule}")
+        counts = [("logged", flops.logged), ("recomputed", flops.recomputed), ("model", flops.model)]
+        counts.append(("model, causal", flops.model_causal))
+        lines.append("  TFLOPS   " + ", ".join(f"{label} {value:.1f}" for label, value in counts if value is not None))
+        if analysis.mfu.declared_peak is not None:
+            lines.append(f"  MFU      {analysis.mfu.declared_peak:.1%} of the declared peak")
+    if analysis.loss is not None:
+        loss = analysis.loss
+        lines.append(f"  loss     last {loss.last:.4f}, mean of the last {loss.window} steps {loss.window_mean:.4f}")
+    raised = [f"  raised   {e.type} on rank {e.rank}, {e.host}: {e.message[:200]}" for e in analysis.exceptions]
+    return [*lines, *raised, *(f"  {f.result.value:<5} {f.check:<18} {f.message}" for f in analysis.findings)]
+
+
+def _write(path: Path, runs: Sequence[RunAnalysis]) -> None:
+    """Write the page."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from conformance.report.html import PLOT_HEIGHT, PLOT_WIDTH, polyline
+
+    # Autoescape: what stands in a log ends up in a page that somebody opens.
+    environment = Environment(loader=PackageLoader("conformance.report"), autoescape=True, undefined=StrictUndefined)
+    shown = []
+    for analysis in runs:
+        every = max(1, len(analysis.steps) // (2 * PLOT_WIDTH))
+        steps = analysis.steps.iloc[::every]
+        plots = [
+            (title, polyline(list(zip(steps["step"].tolist(), steps[column].tolist(), strict=True))))
+            for title, column in (("TGS, tokens/device/s, by step", "tgs"), ("Loss, nats/token, by step", "loss"))
+        ]
+        name = ", ".join(dict.fromkeys(segment.name for segment in analysis.segments))
+        shown.append((name, analysis.to_json(), [plot for plot in plots if plot[1]]))
+    page = environment.get_template("analysis.html").render(runs=shown, width=PLOT_WIDTH, height=PLOT_HEIGHT)
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise EvidenceError(
+            f"{path} cannot be written: {error.strerror}.", "Name a file in a folder that exists."
+        ) from error

@@ -1,4 +1,4 @@
-"""What a run was, from the best source that says so: the log's head, the plan, the workload, or the lines themselves."""
+"""What a run was, from the best source that says so: the log's head, the plan, the workload, the lines themselves."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def head_model(head: LogHead) -> Model | None:
     """
     told = {**head.model, "seq_len": head.settings.get("seq_len")}
     told.setdefault("num_kv_attention_heads", told.get("num_attention_heads"))
-    sizes = {}
+    sizes: dict[str, Any] = {}
     for name in Model.__dataclass_fields__:
         value = told.get(name)
         if name == "dtype":
@@ -147,8 +147,12 @@ def head_model(head: LogHead) -> Model | None:
 
 
 def _from_plan(plan: Plan) -> dict[str, Any]:
-    names = "model cards data_parallel tensor pipeline micro_bsz micro_num tokens_per_step total_steps".split()
-    return {**{name: getattr(plan, name) for name in names}, "optimizer": plan.workload.optimizer}
+    names = ("model", "cards", "data_parallel", "tensor", "pipeline", "micro_bsz", "micro_num", "tokens_per_step")
+    return {
+        **{name: getattr(plan, name) for name in names},
+        "total_steps": plan.total_steps,
+        "optimizer": plan.workload.optimizer,
+    }
 
 
 def _add_from_lines(

@@ -10,6 +10,8 @@ import pandas as pd
 from conformance.metrics.statistics import Series, mean_interval, robust_sigma
 
 WINDOW = 100  # steps
+# A short run's window is its last fifth, but at least so many steps, so that it does not reach into the first descent.
+MIN_WINDOW = 10
 # A spike is above the running median by so many robust standard deviations, and by at least this share of it.
 SPIKE_SIGMAS = 6.0
 SPIKE_SHARE = 0.1
@@ -22,7 +24,7 @@ class Loss:
 
     Args:
         last: Loss of the last step, on the logging rank.
-        window: Steps in the trailing window: WINDOW, or all there are.
+        window: Steps in the trailing window.
         window_mean: Mean loss of the trailing window.
         window_ci95: 95% interval of that mean, widened for autocorrelation; None for fewer than 3 steps.
         window_below: Share of the window's steps that are below the target; None without a target.
@@ -57,7 +59,7 @@ def loss_of(steps: pd.DataFrame, target: float | None = None, window: int = WIND
     Args:
         steps: The steps of one run.
         target: Loss to be below, in nats per token; None where none is demanded.
-        window: Steps of the trailing window.
+        window: Steps of the trailing window, in a run of five times as many or more.
 
     Returns:
         The figures; None for a run without steps.
@@ -65,7 +67,7 @@ def loss_of(steps: pd.DataFrame, target: float | None = None, window: int = WIND
     if steps.empty:
         return None
     values, numbers = steps["loss"].to_numpy(), steps["step"].to_numpy()
-    size = min(window, len(values))
+    size = min(window, max(MIN_WINDOW, len(values) // 5), len(values))
     tail = values[-size:]
     metric = steps["loss_from_metric"].to_numpy() if "loss_from_metric" in steps else None
     skipped = steps["inf_nan_skip_batches"].to_numpy()[-1] if "inf_nan_skip_batches" in steps else np.nan

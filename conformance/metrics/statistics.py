@@ -22,7 +22,7 @@ def variance_inflation(values: Series) -> float:
         values: The series, shape (n,).
 
     Returns:
-        (1 + r) / (1 - r) of a first-order autoregressive series, r its lag-1 autocorrelation, held in 0..0.99; at least 1.
+        (1 + r) / (1 - r) of a first-order autoregressive series, r its lag-1 autocorrelation, held in 0..0.99.
     """
     if len(values) < 3:
         return 1.0
@@ -94,5 +94,5 @@ def slope(values: Series) -> float:
     """
     if len(values) < 2:
         return 0.0
-    positions = np.arange(len(values)) - (len(values) - 1) / 2
-    return float(positions @ values / (positions @ positions))
+    positions = np.arange(len(values), dtype=np.float64) - (len(values) - 1) / 2
+    return float(np.sum(positions * values) / np.sum(positions * positions))

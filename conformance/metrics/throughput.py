@@ -29,6 +29,7 @@ class SteadyState:
     Args:
         first: First step that counts.
         last: Last step that counts.
+        used: How many steps count.
         excluded: How many steps before ``first`` are left out.
         settled: Whether the speed had reached its band by then.
         rule: The rule and what it did, in words.
@@ -36,6 +37,7 @@ class SteadyState:
 
     first: int
     last: int
+    used: int
     excluded: int
     settled: bool
     rule: str
@@ -101,16 +103,21 @@ def throughput(steps: pd.DataFrame) -> Throughput | None:
     steps = steps[np.isfinite(steps["tgs"]) & (steps["tgs"] > 0)]
     if steps.empty:
         return None
-    tgs = steps["tgs"].to_numpy()
-    numbers = steps["step"].to_numpy()
+    # A process that resumes a run warms up again in its first step.
+    segments = steps["segment"].to_numpy() if "segment" in steps else np.zeros(len(steps))
+    resumed = np.diff(segments, prepend=segments[0]) != 0
+    tgs = steps["tgs"].to_numpy()[~resumed]
+    numbers = steps["step"].to_numpy()[~resumed]
     excluded, settled, why = _warm_up(tgs)
     used, used_steps = tgs[excluded:], numbers[excluded:]
-    rule = f"steps {used_steps[0]}..{used_steps[-1]} count ({len(used)} of {len(tgs)}); {why}"
+    rule = f"steps {used_steps[0]}..{used_steps[-1]} count ({len(used)} of {len(steps)}); {why}"
+    if resumed.any():
+        rule += f"; the first step after each resumption ({resumed.sum()}) does not count"
     median, mean = float(np.median(used)), float(used.mean())
     outside = np.abs(used - median) > max(BAND_SIGMAS * robust_sigma(used), BAND_SHARE * median)
     tens = steps["tgs/last_tgs_10"].to_numpy() if "tgs/last_tgs_10" in steps else np.zeros(1)
     return Throughput(
-        steady=SteadyState(int(used_steps[0]), int(used_steps[-1]), excluded, settled, rule),
+        steady=SteadyState(int(used_steps[0]), int(used_steps[-1]), len(used), excluded, settled, rule),
         median=median,
         ci95=median_interval(used),
         mean=mean,
@@ -135,18 +142,18 @@ def _warm_up(tgs: Series) -> tuple[int, bool, str]:
     inside = np.abs(tgs - level) <= width
     most = max(1, int(n * MAX_WARM_UP))
     # The benchmark lets a vendor with a graph compiler leave out the first step; here it counts for nobody.
-    windows = np.lib.stride_tricks.sliding_window_view(inside, IN_A_ROW).all(axis=1)
-    calm = np.flatnonzero(windows[1 : most + 1]) + 1
+    in_a_row = np.convolve(inside, np.ones(IN_A_ROW), mode="valid") == IN_A_ROW
+    calm = np.flatnonzero(in_a_row[1 : most + 1]) + 1
     excluded = int(calm[0]) if len(calm) else most
     band = f"within {width / level:.1%} of the second half's median of {level:.6g}"
     if len(calm):
-        why = f"step 0 never counts (it loads kernels and builds graphs), and warm-up ends once {IN_A_ROW} steps in a row "
-        why += f"lie {band}"
-    else:
         why = (
-            f"no {IN_A_ROW} steps in a row lie {band} within the first {MAX_WARM_UP:.0%} of the steps, which is the most "
-            "that may be left out: the speed had not settled"
+            f"the first step never counts (it loads kernels and builds graphs), and warm-up ends once {IN_A_ROW} steps "
         )
+        why += f"in a row lie {band}"
+    else:
+        why = f"no {IN_A_ROW} steps in a row lie {band} within the first {MAX_WARM_UP:.0%} of the steps, which is the "
+        why += "most that may be left out: the speed had not settled"
     return excluded, bool(len(calm)), why
 
 

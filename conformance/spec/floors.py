@@ -59,7 +59,7 @@ class Floor:
         return f"{self.status}{provisional}: {self.source} ({self.date})"
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def load_floors(path: Path = FLOORS_FILE) -> tuple[Floor, ...]:
     """Read a file of floors.
 
@@ -148,5 +148,7 @@ def find_floor(floors: Sequence[Floor], workload: str, metric: str, device: str 
         The floor of that very device, else the one for any; None where there is neither.
     """
     fitting = [f for f in floors if f.workload == workload and f.metric == metric]
-    named = [f for f in fitting if device is not None and f.device == device]
-    return (named or [f for f in fitting if f.device == ANY_DEVICE] or [None])[-1]
+    for name in (device, ANY_DEVICE):
+        if found := [floor for floor in fitting if floor.device == name]:
+            return found[-1]
+    return None

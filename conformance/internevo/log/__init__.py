@@ -16,13 +16,14 @@ from conformance.internevo.log.template import Matrix
 __all__ = ["COLUMNS", "Event", "LineCounts", "LogHead", "RunLog", "parse_log"]
 
 
-def parse_log(stream: BinaryIO) -> list[RunLog]:
+def parse_log(stream: BinaryIO, name: str = "") -> list[RunLog]:
     """Read a training log of any layout that InternEvo has had.
 
     Time is linear in the size of the log; memory is bounded by its steps and by fixed limits on everything else.
 
     Args:
         stream: The log's bytes: UTF-8 or GBK, with or without ANSI colours, carriage returns and launchers' prefixes.
+        name: Name of the log, for findings.
 
     Returns:
         One RunLog for each run or resumed segment, in the order of the file; none where nothing in it is InternEvo's.
@@ -32,7 +33,7 @@ def parse_log(stream: BinaryIO) -> list[RunLog]:
     _refuse_cut_rows(parser)
     counts = _counts(parser)
     frame = _frame(parser.rows)
-    return _runs(frame, parser, counts) if len(frame) or counts.known or counts.refused else []
+    return _runs(frame, parser, counts, name) if len(frame) or counts.known or counts.refused else []
 
 
 def _refuse_cut_rows(parser: Parser) -> None:
@@ -61,13 +62,15 @@ def _frame(rows: dict[Layout, list[Matrix]]) -> pd.DataFrame:
         frame["source"] = matrix[SOURCE].astype(np.int64)
         frames.append(frame)
     if not frames:
-        empty = {"line": "int64", "time": "datetime64[ms]", "step": "int64", "loss": float, "tgs": float, "source": int}
-        return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in empty.items()})
+        empty = {"line": "int64", "time": "datetime64[ms]", "step": "int64", "loss": "float64", "tgs": "float64"}
+        return pd.DataFrame(columns=[*empty, "source"]).astype({**empty, "source": "int64"})
     frame = frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
-    return frame if frame["line"].is_monotonic_increasing else frame.sort_values("line", ignore_index=True, kind="stable")
+    return (
+        frame if frame["line"].is_monotonic_increasing else frame.sort_values("line", ignore_index=True, kind="stable")
+    )
 
 
-def _runs(frame: pd.DataFrame, parser: Parser, counts: LineCounts) -> list[RunLog]:
+def _runs(frame: pd.DataFrame, parser: Parser, counts: LineCounts, name: str) -> list[RunLog]:
     """Cut the file at each head, between the launchers' prefixes, and where the steps start over."""
     heads = parser.heads
     if len(heads) > 1 and "data_parallel" not in heads[0][1] and not (frame["line"] < heads[1][0]).any():
@@ -83,7 +86,8 @@ def _runs(frame: pd.DataFrame, parser: Parser, counts: LineCounts) -> list[RunLo
         for piece, begin, stop in zip(pieces, begins, [*begins[1:], end], strict=True):
             told = tuple(event for event in events if begin <= event.line < stop)
             if len(piece) or told or head:
-                runs.append(RunLog(piece.drop(columns="source").reset_index(drop=True), _head(head), told, counts))
+                steps = piece.drop(columns="source").reset_index(drop=True)
+                runs.append(RunLog(steps, _head(head), told, counts, name))
     return runs
 
 

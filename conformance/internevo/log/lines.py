@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 # Limits that keep hostile input from costing more than its size; a real line of metrics is about 1.2 KB of 45 fields.
 MAX_LINE = 1 << 20
@@ -30,9 +32,7 @@ RECORD_START = re.compile(rb"(?<![^\s,])(?:tflops=|step=\d{1,15}[ ,]+loss=)")
 
 _KEY = rb"[A-Za-z_][\w./\-]{0,79}"
 # The look-behind lets a word start a key only at its own beginning, which keeps the search linear.
-_FIELD = re.compile(
-    rb"(?<![\w./\-])(" + _KEY + rb")(?: \([^()=]{1,40}\))?=(\{[^{}]{0,4096}\}|[^\s,]{0,200})"
-)
+_FIELD = re.compile(rb"(?<![\w./\-])(" + _KEY + rb")(?: \([^()=]{1,40}\))?=(\{[^{}]{0,4096}\}|[^\s,]{0,200})")
 _DICT_ITEM = re.compile(rb"['\"]?([^\s'\":,{}]{1,80})['\"]?: {0,4}([^\s,{}]{1,80})")
 _NUMBER = re.compile(rb"[-+.\dainfeE]{1,40}")
 _DIGITS = re.compile(rb"\d{1,15}")
@@ -48,10 +48,9 @@ _ENDS_IN_VALUE = re.compile(rb"=[^\s,=]{0,200}$")
 
 # What a line of metrics must have to be one.
 REQUIRED = ("step", "loss", "tgs")
-MAX_STEP = 10**15 - 1
 
 
-class Refused(ValueError):
+class LineError(ValueError):
     """A line of metrics that cannot be trusted; the text says why."""
 
 
@@ -81,28 +80,31 @@ def split_fields(record: bytes, start: int = 0) -> list[Field]:
         The fields in the order of the line, the entries of dict values among them as key/entry.
 
     Raises:
-        Refused: The line has no step, loss or tgs, has one twice, or a step that is not a whole number.
+        LineError: The line has no step, loss or tgs, has one twice, or a step that is not a whole number.
     """
-    fields: list[Field] = []
-    for match in _FIELD.finditer(record, start):
-        key = match[1].decode("ascii")
-        if match[2].startswith(b"{"):
-            for item in _DICT_ITEM.finditer(record, match.start(2) + 1, match.end(2)):
-                fields.append(Field(f"{key}/{item[1].decode('ascii', 'replace')}", item.start(2), item.end(2)))
-        else:
-            fields.append(Field(key, match.start(2), match.end(2)))
-        if len(fields) > MAX_FIELDS:
-            raise Refused(f"more than {MAX_FIELDS} fields")
+    fields = list(islice(_fields(record, start), MAX_FIELDS + 1))
+    if len(fields) > MAX_FIELDS:
+        raise LineError(f"more than {MAX_FIELDS} fields")
     columns = [field.column for field in fields]
     for column in REQUIRED:
         if columns.count(column) != 1:
-            raise Refused(f"{column} stands in it {columns.count(column)} times")
+            raise LineError(f"{column} stands in it {columns.count(column)} times")
     if len(set(columns)) != len(columns):
-        raise Refused("a field stands in it twice")
+        raise LineError("a field stands in it twice")
     step = fields[columns.index("step")]
     if not _DIGITS.fullmatch(record, step.start, step.end):
-        raise Refused("its step is not a whole number")
+        raise LineError("its step is not a whole number")
     return fields
+
+
+def _fields(record: bytes, start: int) -> Iterator[Field]:
+    for match in _FIELD.finditer(record, start):
+        key = match[1].decode("ascii")
+        if not match[2].startswith(b"{"):
+            yield Field(key, match.start(2), match.end(2))
+            continue
+        for item in _DICT_ITEM.finditer(record, match.start(2) + 1, match.end(2)):
+            yield Field(f"{key}/{item[1].decode('ascii', 'replace')}", item.start(2), item.end(2))
 
 
 def to_number(text: bytes) -> float:

@@ -59,7 +59,12 @@ def _entries(data: bytes) -> dict[str, float | str]:
 
 
 def _parallel(head: Head, match: re.Match[bytes]) -> Told:
-    for word, name in ((b"data", "data_parallel"), (b"pipeline", "pipeline"), (b"tensor", "tensor"), (b"weight", "weight")):
+    for word, name in (
+        (b"data", "data_parallel"),
+        (b"pipeline", "pipeline"),
+        (b"tensor", "tensor"),
+        (b"weight", "weight"),
+    ):
         found = re.search(word + rb" parallel size: (\d{1,9})", match.string[match.end() :])
         if found:
             head[name] = int(found[1])
@@ -145,7 +150,10 @@ _MESSAGES: tuple[tuple[re.Pattern[bytes], Callable[[Head, re.Match[bytes]], Told
         (rb"Rank:\d{1,9}\S{0,60}: Step \d{1,15}: .{0,200}Max_Reserved ([\d.]{1,20}) GB", _memory),
         (rb"=+Resume training from `([^`]{0,4096})`", _resumed),
         (rb"Saving checkpoint to `[^`]{0,4096}` at batch count:(\d{1,15})", _event(CHECKPOINT_SAVED)),
-        (rb"(?:Overflow occurs|No overflow for).{0,80}, the loss scale is adjusted to ([\d.e+]{1,40})", _event(LOSS_SCALE)),
+        (
+            rb"(?:Overflow occurs|No overflow for).{0,80}, the loss scale is adjusted to ([\d.e+]{1,40})",
+            _event(LOSS_SCALE),
+        ),
         (rb"Overflow occurs, please check it", _event(OVERFLOW)),
         (rb"Nan grad norm occurs", _event(OVERFLOW)),
         (rb"Skip batch count:`(\d{1,15})`", _event(SKIPPED_BATCH)),

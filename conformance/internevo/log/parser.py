@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 
 from conformance.internevo.log import lines as grammar
-from conformance.internevo.log.lines import Refused
+from conformance.internevo.log.lines import LineError
 from conformance.internevo.log.messages import IN_PRELUDE, STARTS_RUN, Head, read_message, text
 from conformance.internevo.log.records import Event
 from conformance.internevo.log.template import Matrix, Template, make_template, milliseconds, read_values
@@ -98,14 +98,14 @@ class Parser:
         Args:
             stream: The log.
         """
+        line = 1
         for chunk in _whole_lines(stream):
             if b"\x1b" in chunk:
                 chunk = grammar.ANSI.sub(b"", chunk)
             if b"\r" in chunk:
                 chunk = chunk.replace(b"\r\n", b"\n")
-            first = self.counts["lines"] + 1
-            self.counts["lines"] += chunk.count(b"\n") + (not chunk.endswith(b"\n"))
-            self._scan(chunk, first, 0)
+            line = self._scan(chunk, line, 0)
+        self.counts["lines"] = line - 1
         self._close_record()
         self._settle()
         self._traces.finish()
@@ -125,34 +125,42 @@ class Parser:
         if len(self.examples) < _MAX_EXAMPLES:
             self.examples.append(f"line {line}: {reason}: {text(example[:160])}")
 
-    def _scan(self, chunk: bytes, first: int, depth: int) -> None:
-        """Read a stretch of lines, the templates from ``depth`` on first; what is left between, line by line."""
-        if depth >= len(self._templates):
-            self._read_lines(chunk, first)
-            return
-        template = self._templates[depth]
-        parts = template.pattern.split(chunk)
-        width = template.pattern.groups + 1
-        gaps = parts[0::width]
-        if len(gaps) == 1:
-            self._scan(chunk, first, depth + 1)
-            return
-        try:
-            times, values = read_values(template, parts)
-        except ValueError:  # something of the letters and signs of numbers that is none
-            self._scan(chunk, first, depth + 1)
-            return
-        heights = np.fromiter((gap.count(b"\n") if gap else 0 for gap in gaps), np.int64, len(gaps))
-        # A match stands after the matches and the gaps before it.
-        at = first + np.arange(len(times)) + np.cumsum(heights[:-1])
-        sources = np.full(len(times), float(template.source))
-        self.rows.setdefault(template.columns, []).append(np.vstack([at, times, sources, values]))
-        self.counts["steps"] += len(times)
-        for index, gap in enumerate(gaps):
-            if gap:
-                self._scan(gap, int(at[index - 1]) + 1 if index else first, depth + 1)
+    def _scan(self, chunk: bytes, line: int, depth: int) -> int:
+        """Read whole lines: those that the template at ``depth`` matches by it, the rest by the templates after it.
 
-    def _read_lines(self, chunk: bytes, first: int) -> None:
+        Args:
+            chunk: The lines.
+            line: Number of the first.
+            depth: Index of the template; past the last one they are read one by one.
+
+        Returns:
+            Number of the line after them.
+        """
+        if not chunk:
+            return line
+        if depth >= len(self._templates):
+            return self._read_lines(chunk, line)
+        template = self._templates[depth]
+        spans = [match.span() for match in template.pattern.finditer(chunk)]
+        matched = chunk if spans == [(0, len(chunk))] else b"".join([chunk[a:b] for a, b in spans])
+        try:
+            times, values = read_values(template, matched)
+        except ValueError:  # the letters and signs of numbers, but no number
+            return self._scan(chunk, line, depth + 1)
+        lines = np.empty(len(times))
+        done = row = 0
+        for begin, end in spans:
+            line = self._scan(chunk[done:begin], line, depth + 1)
+            count = chunk.count(b"\n", begin, end)
+            lines[row : row + count] = np.arange(line, line + count)
+            done, row, line = end, row + count, line + count
+        if spans:
+            sources = np.full(len(times), float(template.source))
+            self.rows.setdefault(template.columns, []).append(np.vstack([lines, times, sources, values]))
+            self.counts["steps"] += row
+        return self._scan(chunk[done:], line, depth + 1)
+
+    def _read_lines(self, chunk: bytes, first: int) -> int:
         if first != self._expected_line:
             self._close_record()
         lines = chunk.split(b"\n")
@@ -162,6 +170,7 @@ class Parser:
         if unfinished:
             self._read_line(unfinished, first + len(lines), cut=True)
         self._expected_line = first + len(lines)
+        return self._expected_line + bool(unfinished)
 
     def _read_line(self, line: bytes, number: int, cut: bool) -> None:
         for part in line[: grammar.MAX_LINE].split(b"\r"):
@@ -178,7 +187,9 @@ class Parser:
         source = self._source(piece[:start])
         header = grammar.HEADER.match(piece, start)
         body = header.end() if header else start
-        if grammar.RECORD_START.search(piece, body, body + 200):
+        # Wrapping may have left the header alone on its line.
+        bare = header is not None and b"metrics" in header["function"] and not piece[body:].strip()
+        if bare or grammar.RECORD_START.search(piece, body, body + 200):
             self._close_record()
             self._traces.close(source)
             if header:
@@ -228,16 +239,16 @@ class Parser:
     def _close_record(self) -> None:
         """Turn the pending line of metrics, now known to be whole, into a row."""
         record, self._record = self._record, None
-        if record is None:
+        if record is None or not record.text[record.body :].strip():
             return
         try:
             fields, values = _values(record)
             layout = tuple(field.column for field in fields)
             if layout not in self._loose and len(self._loose) + len(self.rows) >= _MAX_LAYOUTS:
-                raise Refused(f"the log has more than {_MAX_LAYOUTS} layouts")
+                raise LineError(f"the log has more than {_MAX_LAYOUTS} layouts")
             if len(self._columns | set(layout)) > _MAX_COLUMNS:
-                raise Refused(f"the log has more than {_MAX_COLUMNS} different fields")
-        except Refused as refusal:
+                raise LineError(f"the log has more than {_MAX_COLUMNS} different fields")
+        except LineError as refusal:
             self.cut = self.cut or record.cut
             self.refuse(record.line, str(refusal), record.text[record.body :], record.pieces)
             return
@@ -271,7 +282,7 @@ def _values(record: _Record) -> tuple[list[grammar.Field], list[float]]:
     if record.cut and not record.text[-1:].isspace():
         # Its last number may have lost digits.
         if fields[-1].column in grammar.REQUIRED:
-            raise Refused("it was cut off in the middle of a write")
+            raise LineError("it was cut off in the middle of a write")
         values[-1] = float("nan")
     return fields, values
 

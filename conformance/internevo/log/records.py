@@ -122,6 +122,11 @@ class LogHead:
     peak_reserved_gib: float | None = None
 
     @property
+    def empty(self) -> bool:
+        """Whether the log has no head: neither parallel sizes nor a shape."""
+        return self.data_parallel is None and not self.model
+
+    @property
     def cards(self) -> int | None:
         """Devices in all, where the head names every parallel size."""
         if self.data_parallel is None or self.tensor is None or self.pipeline is None:
@@ -161,12 +166,14 @@ class RunLog:
         head: What stands before the first step.
         events: What else the log tells, in the order of the file.
         counts: Where the lines of the whole file went.
+        name: Name of the file, for findings.
     """
 
     steps: pd.DataFrame
     head: LogHead
     events: tuple[Event, ...]
     counts: LineCounts
+    name: str = ""
 
     @property
     def exceptions(self) -> tuple[Event, ...]:

@@ -13,10 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from conformance.internevo.log.lines import MAX_STEP, Field
+from conformance.internevo.log.lines import Field
 
-_TIME = rb"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3})"
+_TIME = rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}"
+_TIME_WIDTH = 23
 _EPOCH = np.datetime64("1970-01-01", "D")
+_NEWLINE = ord("\n")
+_NUMBER_BYTES = b"0123456789+-.aefin"
+# All that can stand beside a value becomes a comma, and the line a row of a table; what is in no number goes.
+_SEPARATORS = b"= ,{}:"
+_TO_TABLE = bytes.maketrans(_SEPARATORS, b"," * len(_SEPARATORS))
+_TO_NOTHING = bytes(c for c in range(256) if c != _NEWLINE and c not in _SEPARATORS + _NUMBER_BYTES)
 
 Matrix = npt.NDArray[np.float64]
 
@@ -26,15 +33,19 @@ class Template:
     """The layout of a line of metrics: what it says between its values.
 
     Args:
-        pattern: Matches one whole line of this layout; a group for the time, if any, and one for each value.
+        pattern: Matches one or more whole lines of this layout.
         columns: Columns of the values.
-        has_time: Whether the first group is the time.
+        cells: Places of the values among the cells of the table that the line becomes.
+        commas: Commas of that table's rows.
+        time: Offset of the time in the line, where it has one.
         source: Number of the launcher's prefix that such lines carry.
     """
 
     pattern: re.Pattern[bytes]
     columns: tuple[str, ...]
-    has_time: bool
+    cells: tuple[int, ...]
+    commas: int
+    time: int | None
     source: int
 
 
@@ -51,24 +62,29 @@ def make_template(line: bytes, fields: Sequence[Field], time: tuple[int, int] | 
         The template.
     """
     line += b"\n"
-    pattern, position = [rb"^"], 0
-    spans = [(time[0], time[1], _TIME)] if time else []
-    # "Anything but the byte that ends it" is the fastest group there is; the bound keeps a value from being sought
-    # through the rest of the file. What it lets through that is no number, the conversion refuses.
-    spans += [(f.start, f.end, b"([^%s]{1,40})" % re.escape(line[f.end : f.end + 1])) for f in fields]
+    pattern, position = [rb"(?:^"], 0
+    spans = [(*time, _TIME)] if time else []
+    spans += [(f.start, f.end, b"[0-9]{1,15}" if f.column == "step" else b"[-+.0-9aefin]{1,40}") for f in fields]
     for start, end, group in spans:
         pattern += [re.escape(line[position:start]), group]
         position = end
-    pattern.append(re.escape(line[position:]))
-    return Template(re.compile(b"".join(pattern), re.M), tuple(f.column for f in fields), time is not None, source)
+    pattern += [re.escape(line[position:]), b")+"]
+    return Template(
+        pattern=re.compile(b"".join(pattern), re.M),
+        columns=tuple(field.column for field in fields),
+        cells=tuple(line[: field.start].translate(_TO_TABLE).count(b",") for field in fields),
+        commas=line.translate(_TO_TABLE).count(b","),
+        time=time[0] if time else None,
+        source=source,
+    )
 
 
-def read_values(template: Template, parts: list[bytes]) -> tuple[Matrix, Matrix]:
-    """Convert what a template's pattern split a stretch of lines into.
+def read_values(template: Template, text: bytes) -> tuple[Matrix, Matrix]:
+    """Convert lines of one layout.
 
     Args:
-        template: The template.
-        parts: What ``pattern.split`` gave: for each match what stands before it and then its groups; last, the rest.
+        template: Their template.
+        text: What its pattern matched.
 
     Returns:
         Times in ms since 1970, shape (lines,), nan where there is none; values, shape (columns, lines).
@@ -76,36 +92,29 @@ def read_values(template: Template, parts: list[bytes]) -> tuple[Matrix, Matrix]
     Raises:
         ValueError: A value is no number.
     """
-    width = template.pattern.groups + 1
-    count = len(parts) // width
-    cells = parts.copy()
-    cells[0::width] = [b"", *[b"\n"] * (count - 1), b""]
-    times = np.full(count, np.nan)
-    if template.has_time:
-        times = milliseconds(parts[1::width])
-        cells[1::width] = [b""] * count
-    table = b",".join(cells)
-    if table.count(b",") != len(cells) - 1 or table.count(b"\n") != count - 1:
-        raise ValueError("a value holds a separator")
+    if not text:
+        return np.empty(0), np.empty((len(template.columns), 0))
+    line_ends = np.flatnonzero(np.frombuffer(text, np.uint8) == _NEWLINE)
     with warnings.catch_warnings():
         # Some versions of pandas call the option superfluous, to others the last digit depends on it.
         warnings.simplefilter("ignore")
         frame = pd.read_csv(
-            io.BytesIO(table),
+            io.BytesIO(text.translate(_TO_TABLE, _TO_NOTHING)),
             header=None,
-            names=range(width + 1),
+            names=range(template.commas + 1),
+            usecols=template.cells,
             index_col=False,
             dtype=np.float64,
             quoting=csv.QUOTE_NONE,
             float_precision="round_trip",
             low_memory=False,
         )
-    # The first column is what stood before the match, the last one the line end.
-    values = frame.to_numpy()[:, 2 if template.has_time else 1 : width].T
-    steps = values[template.columns.index("step")]
-    if values.shape[1] != count or not np.all((steps >= 0) & (steps <= MAX_STEP) & (steps == np.floor(steps))):
-        raise ValueError("a step is not a whole number")
-    return times, values
+    values = frame.to_numpy().T
+    if template.time is None:
+        return np.full(len(line_ends), np.nan), values
+    starts = np.concatenate([[0], line_ends[:-1] + 1]) + template.time
+    stamps = np.frombuffer(text, np.uint8)[starts[:, None] + np.arange(_TIME_WIDTH)]
+    return _milliseconds(stamps), values
 
 
 def milliseconds(stamps: Sequence[bytes]) -> Matrix:
@@ -117,13 +126,15 @@ def milliseconds(stamps: Sequence[bytes]) -> Matrix:
     Returns:
         Milliseconds since 1970 on the log's own clock; nan for a date that does not exist.
     """
-    texts = np.array(stamps, dtype="S23")
-    digits = texts.view(np.uint8).reshape(-1, 23) - np.uint8(ord("0"))
-    weights = np.zeros(23)
+    return _milliseconds(np.frombuffer(b"".join(stamps), np.uint8).reshape(-1, _TIME_WIDTH))
+
+
+def _milliseconds(stamps: npt.NDArray[np.uint8]) -> Matrix:
+    weights = np.zeros(_TIME_WIDTH)
     weights[[11, 12, 14, 15, 17, 18, 20, 21, 22]] = [36e6, 36e5, 6e5, 6e4, 1e4, 1e3, 100, 10, 1]
-    dates, where = np.unique(texts.astype("S10"), return_inverse=True)
+    dates, where = np.unique(np.ascontiguousarray(stamps[:, :10]).view("S10").ravel(), return_inverse=True)
     days = np.array([_days(date.decode("ascii")) for date in dates])
-    result: Matrix = days[where] * 86_400_000 + digits @ weights
+    result: Matrix = days[where] * 86_400_000 + (stamps - np.uint8(ord("0"))) @ weights
     return result
 
 

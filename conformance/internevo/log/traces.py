@@ -108,7 +108,9 @@ class Traces:
         if match := _SIGNAL.search(piece[:4096]):
             name = match["name"]
             message = text(piece)
-            self.events.append(Event(KILLED, message, line, type=text(name) if name else message.split(":")[0], rank=rank))
+            self.events.append(
+                Event(KILLED, message, line, type=text(name) if name else message.split(":")[0], rank=rank)
+            )
             return True
         return False
 

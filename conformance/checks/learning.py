@@ -1,0 +1,221 @@
+"""Relations between the losses, rates and scales of an honest log."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from conformance.checks.finding import Finding, Result
+from conformance.checks.subject import HALF_CENT, HALF_DIGIT, RAW, Bools, Subject, apart, judge, skip
+from conformance.metrics.facts import updates_at
+from conformance.metrics.schedule import FIT_TOLERANCE, expected_lr, fit_residual
+from conformance.metrics.statistics import robust_sigma
+
+LR_TOLERANCE = 1e-9  # of the peak: rates are printed in full
+INITIAL_LOSS = 1.5  # nats/token; random weights gave 10.51 and 10.87 where log(32000) is 10.37
+ONE_RANK_LOSS = 0.03  # the mean of micro batches against the mean of their tokens: up to 1.2% on a real run
+FEW_STEPS = 20  # too few to show how far one rank's loss strays
+STRAY = (0.1, 0.5)  # it is allowed at least and at most so much
+GROWTH_INTERVAL = 1000.0  # InternEvo's default, in updates
+
+
+def learning_rate(subject: Subject) -> Finding:
+    """Check that the learning rate is on its schedule.
+
+    Args:
+        subject: The run.
+
+    Returns:
+        The finding of check log-lr.
+    """
+    check, optimizer, total = "log-lr", subject.optimizer, subject.facts.total_steps
+    if not subject.has("lr"):
+        return skip(check, "The log has no learning rate.")
+    rates, updates = subject.column("lr"), updates_at(subject.steps)
+    why = "computed, not measured"
+    if optimizer is None or total is None:
+        residual = fit_residual(rates, updates)
+        if residual is None:
+            return skip(check, "No workload was named, and so few rates show no schedule.")
+        bad: Bools = ~(residual <= FIT_TOLERANCE * rates.max())
+        relation, peak = "the rates lie on a linear warm-up and one cosine", subject.head.adam.get("lr")
+        if isinstance(peak, float) and subject.column("step")[0] == 0:
+            # Without warm-up the first logged rate is already a step below the peak.
+            bad |= (rates > peak * (1 + LR_TOLERANCE)) | (rates.max() < 0.9 * peak)
+            relation += f" from the peak of {peak:g} in the log's head"
+        return judge(check, subject, bad, relation, why)
+    forms = expected_lr(optimizer, total, updates)
+    form = min(forms, key=lambda form: np.count_nonzero(apart(rates, form, LR_TOLERANCE * optimizer.lr)))
+    relation = f"the rate warms up to {optimizer.lr:g} and falls on a cosine to {optimizer.eta_min:g} at step {total}"
+    return judge(check, subject, apart(rates, form, LR_TOLERANCE * optimizer.lr), relation, why, (rates, form))
+
+
+def loss(subject: Subject) -> Finding:
+    """Check that the loss of one rank agrees with the loss over all ranks.
+
+    Args:
+        subject: The run.
+
+    Returns:
+        The finding of check log-loss.
+    """
+    check = "log-loss"
+    if not subject.has("loss_from_metric"):
+        return skip(check, "The log has no loss_from_metric.")
+    one, every = subject.column("loss"), subject.column("loss_from_metric")
+    if subject.facts.data_parallel == 1:
+        bad = apart(one, every, ONE_RANK_LOSS * np.abs(every) + 10 * HALF_DIGIT)
+        relation = f"loss and loss_from_metric are the same within {ONE_RANK_LOSS:.0%}"
+        return judge(check, subject, bad, relation, "the same tokens, weighted by micro batch", (one, every))
+    relative = ((one - every) / np.abs(every))[np.isfinite(one / every)]
+    # How far the loss of one rank's samples strays, the log itself shows.
+    share = STRAY[1] if len(relative) < FEW_STEPS else min(max(10 * robust_sigma(relative), STRAY[0]), STRAY[1])
+    pull = float(relative.mean()) if len(relative) >= FEW_STEPS else 0.0
+    # One rank's samples are drawn like all the others', so nothing pulls its loss to one side.
+    if abs(pull) > 0.01 + 5 * float(relative.std()) / math.sqrt(max(1, len(relative))):
+        message = f"One rank's loss is {pull:+.1%} from loss_from_metric on average, expected no difference."
+        return Finding(check, Result.FAIL, message, pull, "", 0.01, "samples drawn alike", next_step=RAW)
+    bad = apart(one, every, share * np.abs(every) + 0.01)
+    return judge(
+        check, subject, bad, f"loss is within {share:.0%} of loss_from_metric", "samples drawn alike", (one, every)
+    )
+
+
+def perplexity(subject: Subject) -> Finding:
+    """Check that the perplexity is the exponential of the loss over all ranks.
+
+    Args:
+        subject: The run.
+
+    Returns:
+        The finding of check log-perplexity.
+    """
+    check = "log-perplexity"
+    if not subject.has("loss_from_metric", "perplexity"):
+        return skip(check, "The log has no loss_from_metric or no perplexity.")
+    mean, shown = subject.column("loss_from_metric"), subject.column("perplexity")
+    # Up to v0.2.3 the perplexity alone goes through sums in bf16: 2 parts in a thousand on real runs, at the most.
+    bad = apart(np.log(shown), mean, 2 * HALF_DIGIT + HALF_DIGIT / shown + 4e-3 * np.abs(mean))
+    relation = "the logarithm of the perplexity is loss_from_metric"
+    return judge(check, subject, bad, relation, "rounded to four decimals, and bf16", (np.log(shown), mean))
+
+
+def data_types(subject: Subject) -> Finding:
+    """Check that the figures by type of data sum to those over all, and their tokens are no more than there were.
+
+    Args:
+        subject: The run.
+
+    Returns:
+        The finding of check log-types.
+    """
+    check = "log-types"
+    names = [column.removeprefix("tokens/") for column in subject.columns("tokens/")]
+    names = [name for name in names if subject.has(f"acc/{name}", f"loss/{name}")]
+    if not names or not subject.has("acc", "loss_from_metric"):
+        return skip(check, "The log has no figures by type of data.")
+    count, right, cost = (
+        np.array([subject.column(f"{kind}/{name}") for name in names]) for kind in ("tokens", "acc", "loss")
+    )
+    total = count.sum(axis=0)
+    bad: Bools = ((count < 0) | (count != np.floor(count))).any(axis=0)
+    # A type without tokens in a batch has accuracy 0 and no loss.
+    bad |= ((count == 0) & ((right != 0) | ~np.isnan(cost))).any(axis=0)
+    for values, name in ((right, "acc"), (cost, "loss_from_metric")):
+        mean = np.where(count > 0, count * values, 0.0).sum(axis=0) / total
+        bad |= (total > 0) & apart(mean, subject.column(name), 2 * HALF_DIGIT + 1e-3 * np.abs(mean))
+    relation = "accuracy and loss by type of data, weighted by their tokens, are those over all"
+    if subject.facts.tokens_per_step is not None:
+        bad |= total > subject.facts.tokens_per_step
+        relation += ", and their tokens no more than the batch's"
+        if subject.has("real_tgs"):
+            real = subject.column("tgs") * total / subject.facts.tokens_per_step
+            bad |= apart(subject.column("real_tgs"), real, 5e-3 * real)
+            relation += ", which real_tgs counts"
+    return judge(check, subject, bad, relation, "rounded to four decimals")
+
+
+def loss_scale(subject: Subject) -> Finding:
+    """Check that the loss scale begins where it should and changes only by the rules of InternEvo's gradient scaler.
+
+    Args:
+        subject: The run.
+
+    Returns:
+        The finding of check log-loss-scale.
+    """
+    check, scaler = "log-loss-scale", subject.head.grad_scaler
+    if subject.steps.empty or not subject.has("loss_scale", "inf_nan_skip_batches"):
+        return skip(check, "The log has no loss scale.")
+    scales, skipped = subject.column("loss_scale"), subject.column("inf_nan_skip_batches")
+    interval = float(scaler.get("growth_interval", GROWTH_INTERVAL))
+    doublings = np.diff(np.log2(scales), prepend=np.log2(scales[0]))
+    # It is halved at most once for each skipped update, and doubled only after so many good ones.
+    bad: Bools = ~np.isfinite(doublings) | (doublings != np.round(doublings)) | (doublings > 1)
+    bad |= doublings < -np.diff(skipped, prepend=skipped[0])
+    risen = np.flatnonzero(doublings > 0)
+    bad[risen] |= np.diff(updates_at(subject.steps)[risen], prepend=0.0) < interval - 1
+    relation = f"loss_scale is halved only with a skipped update and doubled only after {interval:g} good ones"
+    begin = float(subject.optimizer.initial_loss_scale) if subject.optimizer else scaler.get("initial_scale")
+    if begin is not None and subject.column("step")[0] == 0 and skipped[0] == 0:
+        bad[0] |= scales[0] != begin
+        relation += f", and begins at {begin}"
+    return judge(check, subject, bad, relation, "InternEvo's dynamic gradient scaler")
+
+
+def ranges(subject: Subject) -> Finding:
+    """Check that what no relation covers is at least possible.
+
+    Args:
+        subject: The run.
+
+    Returns:
+        The finding of check log-ranges.
+    """
+    check, steps = "log-ranges", subject.steps
+    if steps.empty:
+        return skip(check, "The log has no steps.")
+    bad = np.zeros(len(steps), dtype=bool)
+    for name in ("loss", "tgs", "tflops", "real_tgs", "fwd_bwd_time", "lr"):
+        bad |= subject.has(name) and subject.column(name) < 0
+    for name in ["acc"] * subject.has("acc") + subject.columns("acc/"):
+        bad |= ~((subject.column(name) >= 0) & (subject.column(name) <= 1))
+    for name in subject.columns("grad_norm"):
+        bad |= ~(np.isfinite(subject.column(name)) & (subject.column(name) >= 0))
+    relation = "loss and speed are not negative, accuracies are shares, gradient norms are finite"
+    if subject.has("bwd_time", "fwd_bwd_time"):
+        bad |= subject.column("bwd_time") > subject.column("fwd_bwd_time") + 2 * HALF_CENT
+        relation += ", the backward pass is part of forward and backward"
+    if subject.has("adam_beta2"):
+        wanted = subject.optimizer.beta2 if subject.optimizer else subject.head.adam.get("adam_beta2")
+        wanted = wanted if isinstance(wanted, float) else float(np.median(subject.column("adam_beta2")))
+        bad |= subject.column("adam_beta2") != wanted
+        relation += f", adam_beta2 is {wanted}"
+    return judge(check, subject, bad, relation, "what the fields mean")
+
+
+def initial_loss(subject: Subject) -> Finding:
+    """Check that the model was fresh: its first loss is about the logarithm of the vocabulary.
+
+    Args:
+        subject: The run.
+
+    Returns:
+        The finding of check log-initial-loss.
+    """
+    check, model = "log-initial-loss", subject.facts.model
+    if subject.steps.empty or subject.column("step")[0] != 0 or model is None:
+        return skip(check, "The first step of a fresh model is not in the log, or its vocabulary is not known.")
+    first, expected = float(subject.column("loss")[0]), math.log(model.vocab_size)
+    passed = abs(first - expected) <= INITIAL_LOSS
+    return Finding(
+        check,
+        Result.PASS if passed else Result.FAIL,
+        f"The first loss is {first:.3f}; a fresh model over {model.vocab_size} tokens begins near {expected:.3f}.",
+        first,
+        "nats/token",
+        expected,
+        f"log(vocab_size), within {INITIAL_LOSS}",
+        next_step="" if passed else "Begin from initial weights: nothing may be loaded before step 0.",
+    )

@@ -1,0 +1,308 @@
+"""Every layout that a log of InternEvo has had is read, to the same figures."""
+
+import io
+import re
+import runpy
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from conformance.internevo.log import COLUMNS, parse_log, parser
+from conformance.internevo.log.records import (
+    ALLOCATOR_FLUSH,
+    CHECKPOINT_LOADED,
+    CHECKPOINT_SAVED,
+    EXCEPTION,
+    KILLED,
+    LOSS_SCALE,
+    OVERFLOW,
+    SKIPPED_BATCH,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
+SLICE = (ROOT / "reference_logs" / "h200-7b-slice24-v0.2.3.log").read_bytes()
+OUT_OF_MEMORY = (ROOT / "reference_logs" / "h200-7b-32layers-oom-v0.2.3.log").read_bytes()
+EXHAUSTED = (ROOT / "reference_logs" / "h200-124m-data-exhausted-v0.3.1.log").read_bytes()
+SAMPLE = (ROOT / "fixtures" / "logs" / "benchmark-sample-line.log").read_bytes()
+Run = runpy.run_path(str(ROOT / "fixtures" / "honest_log.py"))["Run"]
+METRIC_LINES = [line + b"\n" for line in SLICE.splitlines() if b"tflops=" in line]
+HEADER = "2026-11-23 18:22:03,000\t{level} {place} -- "
+
+
+def parse(data):
+    return parse_log(io.BytesIO(data))
+
+
+def only(data):
+    runs = parse(data)
+    assert len(runs) == 1
+    return runs[0]
+
+
+def figures(run):
+    """The steps without where they stood in the file."""
+    return run.steps.drop(columns="line")
+
+
+def commas(line):
+    head, metrics = line.rstrip().split(b" -- ")
+    return head + b" -- " + re.sub(rb" (?=[\w/]+(?: \(\S+\))?=)", b",", metrics) + b"\n"
+
+
+def at_spaces(line):
+    return "\n".join(textwrap.wrap(line.decode(), 100, break_long_words=False, break_on_hyphens=False)).encode() + b"\n"
+
+
+def anywhere(width):
+    def wrap(line):
+        text = line.rstrip(b"\n")
+        # The header is never torn in such documents.
+        begin = text.index(b"tflops=")
+        pieces = [text[: begin + width], *(text[i : i + width] for i in range(begin + width, len(text), width))]
+        return b"\n".join(pieces) + b"\n"
+
+    return wrap
+
+
+DISGUISES = {
+    "commas": commas,
+    "wrapped at spaces": at_spaces,
+    **{f"wrapped after {width} characters": anywhere(width) for width in (79, 80, 81, 97, 120)},
+    "carriage returns": lambda line: line.replace(b"\n", b"\r\n"),
+    "colours": lambda line: b"\x1b[32m" + line.replace(b"INFO", b"\x1b[1;34mINFO\x1b[0m"),
+    "torchrun": lambda line: b"[default0]:" + line,
+    "torchrun, global rank": lambda line: b"[rank0]: " + line,
+    "srun --label": lambda line: b"0: " + line,
+    "srun --label and torchrun": lambda line: b"12: [default4]:" + line,
+    "spaces for the tab": lambda line: line.replace(b"\t", b"      "),
+    "after a progress bar": lambda line: b"  0%|          | 0/2 [00:00<?, ?it/s]          " + line,
+    "after a carriage return": lambda line: b"  0%|      | 0/2 [00:00<?, ?it/s]\r" + line,
+    "between other ranks": lambda line: b"[default1]:warning: slow\n[default0]:" + line + b"[default1]:done step=3\n",
+    "Chinese, UTF-8": lambda line: "训练 正常\n".encode() + line,
+    "Chinese, GBK": lambda line: "训练 正常\n".encode("gbk") + line,
+    "memory lines": lambda line: (
+        line + HEADER.format(level="INFO", place="gputest.py:313 in cuda_memory_analyze").encode()
+        + b"Rank:0-tp0-pp0-dp0: Step 5: Allocated 7.5 GB, Max_Allocated 116.5 GB, Reserved 1.4 GB, Max_Reserved 123.4 GB \n"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+def test_every_layout_gives_the_same_figures(disguise):
+    plain = figures(only(b"".join(METRIC_LINES)))
+    run = only(b"".join(map(DISGUISES[disguise], METRIC_LINES)))
+    pd.testing.assert_frame_equal(figures(run), plain)
+    assert run.counts.refused == 0
+
+
+def test_a_layout_may_change_within_a_log():
+    parts = [DISGUISES[name](line) for name, line in zip(DISGUISES, METRIC_LINES, strict=False)]
+    plain = only(b"".join(METRIC_LINES[: len(parts)]))
+    # Different prefixes are different writers, so those lines stay out of this one.
+    same_writer = [i for i, part in enumerate(parts) if not part.startswith((b"[", b"0:", b"12:"))]
+    run = only(b"".join(parts[i] for i in same_writer))
+    assert run.steps["step"].tolist() == plain.steps["step"].iloc[same_writer].tolist()
+    assert run.steps["tgs"].tolist() == plain.steps["tgs"].iloc[same_writer].tolist()
+
+
+@pytest.mark.parametrize("data", [SLICE, EXHAUSTED, Run(total_steps=300, skipped={3, 77}).text()])
+def test_templates_read_what_reading_line_by_line_reads(data, monkeypatch):
+    fast = only(data)
+    monkeypatch.setattr(parser, "FIRST_CHUNK", 1 << 12)
+    smaller = only(data)
+    monkeypatch.setattr(parser, "_MAX_TEMPLATES", 0)
+    slow = only(data)
+    pd.testing.assert_frame_equal(fast.steps, slow.steps)
+    pd.testing.assert_frame_equal(smaller.steps, slow.steps)
+    assert fast.counts == slow.counts == smaller.counts
+    assert fast.head == slow.head
+    assert fast.events == slow.events
+
+
+def test_lines_are_numbered_as_an_editor_numbers_them():
+    lines = SLICE.splitlines()
+    for line, step in only(SLICE).steps[["line", "step"]].itertuples(index=False):
+        assert b" step=%d " % step in lines[line - 1]
+
+
+def test_every_line_is_accounted_for():
+    for data in (SLICE, OUT_OF_MEMORY, EXHAUSTED):
+        counts = only(data).counts
+        assert counts.lines == len(data.splitlines())
+        assert counts.lines == counts.steps + counts.known + counts.refused + counts.other
+        assert (counts.refused, counts.cut) == (0, False)
+
+
+def test_columns_have_units_and_types():
+    steps = only(EXHAUSTED).steps
+    documented = {name for name in steps if name in COLUMNS}
+    by_type = {name for name in steps if name.startswith(("acc/", "tokens/", "loss/", "grad_norm/"))}
+    assert documented | by_type == set(steps)
+    assert steps["time"].dtype.kind == "M"
+    assert steps["step"].dtype == np.int64
+    assert all(steps[name].dtype == np.float64 for name in steps if name not in ("line", "time", "step"))
+
+
+def test_the_benchmarks_sample_line_is_read_to_the_last_digit():
+    row = only(SAMPLE).steps.iloc[0]
+    assert (row["step"], row["tgs"], row["tflops"]) == (19, 3345.72, 180.4572540886346)
+    assert row["time"] == pd.Timestamp("2024-03-27 17:03:42.047")
+    assert (row["grad_norm/0_default"], row["grad_norm/1_fp32"]) == (0.01974448980463596, 0.0)
+    assert np.isnan(row["loss/cn"])
+
+
+def test_values_that_are_no_plain_numbers():
+    line = SAMPLE.replace(b"perplexity=1.0075", b"perplexity=inf").replace(b" acc=0.9992", b" real_tgs=2956.7 acc=1e-05")
+    line = line.replace(b"loss_scale=65536.0", b"loss_scale=tensor(65536.,device='cuda:0')")
+    row = only(line).steps.iloc[0]
+    assert (row["perplexity"], row["acc"], row["real_tgs"]) == (np.inf, 1e-5, 2956.7)
+    assert np.isnan(row["loss_scale"])
+
+
+def test_the_head_tells_shape_layout_and_version():
+    head = only(SLICE).head
+    assert (head.data_parallel, head.pipeline, head.tensor, head.cards, head.seed) == (1, 1, 1, 1, 1024)
+    assert (head.model["num_layers"], head.model["hidden_size"], head.model["checkpoint"]) == (24, 4096, 0)
+    assert (head.settings["seq_len"], head.settings["micro_num"], head.settings["micro_bsz"]) == (4096, 4, 2)
+    assert head.elements == 5496836096
+    assert head.stage_layers == (24,)
+    assert head.hosts == ("vm",)
+    assert head.code_lines["training_internlm.py record_current_batch_training_metrics"] == 599
+    assert only(EXHAUSTED).head.code_lines["training_internlm.py record_current_batch_training_metrics"] == 747
+    assert head.peak_reserved_gib == 123.4727
+
+
+def test_an_exception_that_train_py_swallowed_is_found_with_its_traceback():
+    (event,) = only(OUT_OF_MEMORY).exceptions
+    assert (event.type, event.host, event.rank, event.raised_by_train) == ("torch.OutOfMemoryError", "vm", 0, True)
+    assert event.message.startswith("CUDA out of memory. Tried to allocate 26.98 GiB.")
+    assert event.traceback[0] == "Traceback (most recent call last):"
+    (event,) = only(EXHAUSTED).exceptions
+    assert (event.type, event.rank, event.raised_by_train) == ("StopIteration", 0, True)
+
+
+def test_interleaved_tracebacks_keep_their_ranks():
+    raised = HEADER.format(level="ERROR", place="train.py:321 in <module>") + "Raise exception from n{r} with rank id: {r}"
+    trace = ["Traceback (most recent call last):", '  File "train.py", line 1, in <module>', "    main()"]
+    ranks = [[raised.format(r=r), *trace, f"{kind}: on rank {r}"] for r, kind in ((0, "RuntimeError"), (5, "ValueError"))]
+    woven = "".join(f"[default{r}]:{line}\n" for pair in zip(*ranks, strict=True) for r, line in zip((0, 5), pair, strict=True))
+    found = {(e.rank, e.host, e.type, e.message) for e in only(woven.encode()).exceptions}
+    assert found == {(0, "n0", "RuntimeError", "on rank 0"), (5, "n5", "ValueError", "on rank 5")}
+    # Without prefixes the frames are torn, but neither exception is lost.
+    torn = "".join(f"{line}\n" for pair in zip(*ranks, strict=True) for line in pair)
+    found = only(torn.encode()).exceptions
+    assert {e.rank for e in found} == {0, 5}
+    assert {e.type for e in found} == {"RuntimeError", "ValueError"}
+
+
+def test_signals_and_uncaught_exceptions():
+    lines = [
+        "[rank3]: Traceback (most recent call last):",
+        '[rank3]:   File "train.py", line 3, in <module>',
+        "[rank3]: torch.distributed.DistBackendError: NCCL error: remote process exited",
+        "   exitcode  : -9 (pid: 12)",
+        "   traceback : Signal 9 (SIGKILL) received by PID 12",
+        "Segmentation fault (core dumped)",
+    ]
+    events = only("\n".join(lines).encode() + b"\n").exceptions
+    assert [(e.kind, e.type, e.rank) for e in events] == [
+        (EXCEPTION, "torch.distributed.DistBackendError", 3),
+        (KILLED, "SIGKILL", None),
+        (KILLED, "Segmentation fault (core dumped)", None),
+    ]
+    assert not any(event.raised_by_train for event in events)
+
+
+def test_events():
+    told = {
+        "Overflow occurs, please check it.": (OVERFLOW, None),
+        "Nan grad norm occurs, please check it.": (OVERFLOW, None),
+        "Overflow occurs, the loss scale is adjusted to 32768.0": (LOSS_SCALE, 32768.0),
+        "No overflow for consecutive 1000 steps, the loss scale is adjusted to 131072.0": (LOSS_SCALE, 131072.0),
+        "Saving checkpoint to `local:ckpt/50` at batch count:50...": (CHECKPOINT_SAVED, 50.0),
+        "===========Resume training from `local:ckpt/50` 11-23 on host:vm===========": (CHECKPOINT_LOADED, None),
+        "Skip batch count:`7`...": (SKIPPED_BATCH, 7.0),
+        "Rank:0-tp0-pp0-dp0: pytorch allocator cache flushes 3 times since last step.": (ALLOCATOR_FLUSH, 3.0),
+    }
+    header = HEADER.format(level="WARNING", place="x.py:1 in f")
+    run = only("".join(f"{header}{message}\n" for message in told).encode())
+    assert [(event.kind, event.value) for event in run.events] == list(told.values())
+    assert run.head.resumed_from == "local:ckpt/50"
+
+
+def test_a_log_of_several_runs_is_parted_at_their_heads():
+    runs = parse(EXHAUSTED + SLICE + OUT_OF_MEMORY)
+    assert [len(run.steps) for run in runs] == [66, 12, 0]
+    assert [run.head.model["num_layers"] for run in runs] == [12, 24, 32]
+    assert [[event.type for event in run.exceptions] for run in runs] == [
+        ["StopIteration"],
+        [],
+        ["torch.OutOfMemoryError"],
+    ]
+
+
+def test_headless_runs_are_parted_where_the_steps_fall_back():
+    lines = b"".join(METRIC_LINES)
+    assert [run.steps["step"].tolist() for run in parse(lines + lines[: len(lines) // 2])] == [
+        list(range(12)),
+        list(range(6)),
+    ]
+
+
+def test_a_resumed_segment_knows_its_checkpoint():
+    run = Run(total_steps=60)
+    first, second = parse(run.text(last=40) + run.text(first=30))
+    assert (first.head.resumed_from, second.head.resumed_from) == (None, "local:ckpt/30")
+    assert second.steps["step"].tolist() == list(range(30, 60))
+
+
+@pytest.mark.parametrize("keep", range(260, 765, 56))
+def test_a_line_that_is_cut_off_is_refused_never_guessed(keep):
+    cut = METRIC_LINES[-1][:keep]
+    run = only(b"".join(METRIC_LINES[:-1]) + cut)
+    whole = only(b"".join(METRIC_LINES))
+    if len(run.steps) == 12:  # only what stands behind all the figures was cut
+        assert cut.endswith((b"loss/code=na", b"loss/code=nan", b"loss/code=nan "))
+    else:
+        pd.testing.assert_frame_equal(run.steps, whole.steps.iloc[:-1])
+        assert (run.counts.refused, run.counts.cut) == (1, True)
+        assert "line 12" in run.counts.examples[0]
+
+
+def test_a_line_that_runs_into_the_next_is_refused_and_the_next_is_read():
+    glued = METRIC_LINES[3][:-200] + METRIC_LINES[4]
+    run = only(b"".join([*METRIC_LINES[:3], glued, *METRIC_LINES[5:]]))
+    assert run.steps["step"].tolist() == [0, 1, 2, *range(4, 12)]
+    assert run.counts.refused == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda line: line.replace(b"step=5", b"step=-5"), "stands in it 0 times|whole number"),
+        (lambda line: line.replace(b" step=5", b" step=5.5"), "whole number"),
+        (lambda line: line.replace(b" loss=", b" lost="), "loss stands in it 0 times"),
+        (lambda line: line.rstrip() + b" step=6\n", "step stands in it 2 times"),
+        (lambda line: line.rstrip() + b" acc=1.0\n", "a field stands in it twice"),
+        (lambda line: line.rstrip() + b"".join(b" x%d=1" % i for i in range(300)) + b"\n", "more than 256 fields"),
+    ],
+)
+def test_what_cannot_be_trusted_is_refused_with_the_reason(change, reason):
+    run = only(b"".join(change(line) if b" step=5 " in line else line for line in METRIC_LINES))
+    assert 5 not in run.steps["step"].tolist()
+    assert run.counts.refused == 1
+    assert re.search(reason, run.counts.examples[0])
+
+
+@pytest.mark.parametrize("data", [b"", b"\n\n", b"root:x:0:0\n", b"\x00\xff" * 1000, "训练\n".encode("gbk")])
+def test_what_is_no_log_gives_no_run(data):
+    assert parse(data) == []
+
+
+def test_a_date_that_does_not_exist_is_no_time():
+    run = only(b"".join(METRIC_LINES).replace(b"2026-11-23", b"2026-13-45"))
+    assert len(run.steps) == 12
+    assert run.steps["time"].isna().all()
