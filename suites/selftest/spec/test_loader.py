@@ -49,12 +49,14 @@ def test_loss_targets_and_steps_are_the_published_ones() -> None:
     }
 
 
-def test_tiny_keeps_the_proportions_of_7b_but_for_the_head() -> None:
+def test_tiny_keeps_the_proportions_of_7b_but_for_the_head_and_the_rounded_ffn() -> None:
     tiny, full = load_workload("tiny-perf").model, load_workload("llama2-7b-perf").model
-    for big in ("seq_len", "vocab_size", "hidden_size", "num_layers", "ffn_size"):
-        assert getattr(tiny, big) * 8 == getattr(full, big), big
+    for big in ("seq_len", "vocab_size", "hidden_size", "num_layers"):
+        assert getattr(tiny, big) * 16 == getattr(full, big), big
+    assert tiny.mlp_ratio == full.mlp_ratio
     assert tiny.num_attention_heads // tiny.num_kv_attention_heads == 4
-    assert (tiny.head_dim, full.head_dim) == (64, 128)
+    assert (tiny.head_dim, full.head_dim) == (32, 128)
+    assert (tiny.ffn_size, full.ffn_size) == (1024, 14336)
 
 
 def test_schemas_are_draft_2020_12_and_refer_to_nothing_outside() -> None:
