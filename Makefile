@@ -2,7 +2,8 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
-PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.10 python3,$(shell command -v $(p) 2>/dev/null)))
+# Run, not only found: a version manager's shim may stand for a Python that is not installed.
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.10 python3,$(shell $(p) -c 'print("$(p)")' 2>/dev/null)))
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(shell date -u +%Y%m%d-%H%M%S)
@@ -33,12 +34,21 @@ rehearsal: $(VENV)/.rehearsal ## train a tiny LLaMA2 through InternEvo on the CP
 	@$(BIN)/conformance verify reports/$(RUN)-tiny-perf.tar
 	@echo "report: reports/$(RUN)-tiny-perf/report.html"
 
-test: $(VENV)/.dev ## the suite's own tests
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+# What some tests need beyond Python: a real Slurm cluster, network namespaces, a browser. Without them these tests skip.
+PACKAGES := slurm-wlm munge iproute2 chromium openssl git
+$(VENV)/.packages: $(VENV)/.rehearsal
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "Installing for the tests: $(PACKAGES)"; \
+	  (export DEBIAN_FRONTEND=noninteractive; apt-get update -qq && apt-get install -y -qq --no-install-recommends $(PACKAGES)) >$(VENV)/packages.log 2>&1 \
+	  || echo "Some packages are missing (see $(VENV)/packages.log); the tests that need them skip."; \
+	fi
+	@touch $@
+
+test: lint $(VENV)/.packages ## the suite's own tests
 	@$(BIN)/python -m pytest suites/selftest -q -n 2
 
-lint: $(VENV)/.dev ## ruff and mypy
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+lint: $(VENV)/.dev ## ruff, strict mypy, and the one direction of imports
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo
 
 clean: ## remove the venv and caches; reports stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
