@@ -30,7 +30,7 @@ class Device(Protocol):
         """Vendor, model, serial or uuid, driver, firmware and memory of one device, as far as they are known."""
 
     def health(self, index: int) -> dict[str, str]:
-        """What the management tool tells of one device, by the names in devices/cuda.py; empty where it tells nothing."""
+        """What the management tool tells of one device, by the names in devices/cuda.py; empty where it is silent."""
 
 
 def load_device(name: str) -> Device:
@@ -52,8 +52,8 @@ def load_device(name: str) -> Device:
         return VendorDevice(vendors[name])
     if name not in plugins:
         raise DeviceError(
-            f"Unknown device {name!r}; installed device plugins: {', '.join(sorted(plugins)) or 'none'}; known vendors: "
-            f"{', '.join(vendors)}.",
+            f"Unknown device {name!r}; installed device plugins: {', '.join(sorted(plugins)) or 'none'}; "
+            f"known vendors: {', '.join(vendors)}.",
             "Choose one of these with --device, or install the vendor's plugin package.",
         )
     try:
@@ -80,3 +80,14 @@ def detect_device() -> Device:
         if device.count():
             return device
     return load_device("cpu")
+
+
+def known_devices() -> list[tuple[str, str, int]]:
+    """Every plugin and vendor by name.
+
+    Returns:
+        Name, where it comes from, and how many devices this node has of it.
+    """
+    plugins = {entry.name: entry.value for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    vendors = {name: f"vendors.toml: {vendor.title}" for name, vendor in load_vendors().items() if name not in plugins}
+    return [(name, where, load_device(name).count()) for name, where in {**plugins, **vendors}.items()]

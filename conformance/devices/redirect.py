@@ -72,7 +72,7 @@ def _redirect_tensors(target: str) -> None:
 
     move = moved_to(target)
 
-    class TargetInsteadOfCuda(TorchFunctionMode):
+    class TargetInsteadOfCuda(TorchFunctionMode):  # type: ignore[misc]
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = dict(kwargs or {})
             if func is torch.Tensor.cuda:

@@ -75,15 +75,16 @@ def load_vendors(path: Path = VENDORS_FILE) -> dict[str, Vendor]:
     """
     try:
         rows = tomllib.loads(path.read_text("utf-8"))["vendor"]
-        listed = {"imports", "visible_devices", "nodes", "unverified", "absent"}
-        return {
-            name: Vendor(name, **{key: tuple(value) if key in listed else value for key, value in row.items()})
-            for name, row in rows.items()
-        }
+        return {name: _vendor(name, row) for name, row in rows.items()}
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise SpecError(
             f"{path} is no table of vendors: {error}.", "Each [vendor.NAME] has the keys of its head."
         ) from error
+
+
+def _vendor(name: str, row: dict[str, Any]) -> Vendor:
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    return Vendor(name=name, **fields)
 
 
 class VendorDevice:

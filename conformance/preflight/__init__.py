@@ -1,1 +1,1 @@
-"""Measurements before a run: devices, host, collectives, kernels."""
+"""Measurements made minutes before a run that costs days. They measure; conformance/checks/preflight.py judges."""

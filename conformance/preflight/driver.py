@@ -1,0 +1,192 @@
+"""Starts the measuring processes of this node, ends them when their time is over, and collects what they wrote."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conformance.preflight.worker import Task
+
+POLL_SECONDS = 0.05
+LAST_LINES = 12
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of one task on this node, and where all nodes' ranks meet.
+
+    Args:
+        local: Processes on this node.
+        nodes: Nodes.
+        node_rank: Index of this node.
+        address: Address of node 0.
+        port: TCP port on node 0.
+    """
+
+    local: int
+    nodes: int = 1
+    node_rank: int = 0
+    address: str = "127.0.0.1"
+    port: int = 0
+
+    @property
+    def world(self) -> int:
+        """Processes in all."""
+        return self.local * self.nodes
+
+    def environment(self, local_rank: int) -> dict[str, str]:
+        """What torch.distributed reads, as torchrun sets it.
+
+        Args:
+            local_rank: Index of the process on this node.
+
+        Returns:
+            Environment variables.
+        """
+        return {
+            "RANK": str(self.node_rank * self.local + local_rank),
+            "LOCAL_RANK": str(local_rank),
+            "WORLD_SIZE": str(self.world),
+            "LOCAL_WORLD_SIZE": str(self.local),
+            "GROUP_RANK": str(self.node_rank),
+            "MASTER_ADDR": self.address,
+            "MASTER_PORT": str(self.port),
+        }
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one process measured, and how it ended.
+
+    Args:
+        rank: Its rank.
+        outcome: "done", "timeout" (it was ended) or "failed" (it ended early).
+        phase: The last thing it began.
+        seconds: How long it ran.
+        records: Its measurements.
+        output: The end of what it printed, for a process that is not done.
+    """
+
+    rank: int
+    outcome: str
+    phase: str
+    seconds: float
+    records: tuple[dict[str, Any], ...]
+    output: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON.
+
+        Returns:
+            What :func:`conformance.checks.preflight.judge` reads.
+        """
+        return {
+            "rank": self.rank,
+            "outcome": self.outcome,
+            "phase": self.phase,
+            "seconds": round(self.seconds, 3),
+            "records": list(self.records),
+            "output": self.output,
+        }
+
+
+def run_task(
+    task: Task, ranks: Ranks, limit_seconds: float, extra: Mapping[str, str] | None = None
+) -> tuple[Measured, ...]:
+    """Run a task's processes on this node under a hard time limit.
+
+    A process that fails ends the others after a short grace: in a collective they would wait for it to the limit.
+
+    Args:
+        task: What to measure.
+        ranks: The processes.
+        limit_seconds: After this time, whatever still runs is killed.
+        extra: Further environment variables.
+
+    Returns:
+        What each process of this node measured, by rank.
+    """
+    out = Path(task.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    task_file = out.with_suffix(".task.json")
+    task.write(task_file)
+    began = time.monotonic()
+    processes = [_start(task_file, ranks, local_rank, extra or {}) for local_rank in range(ranks.local)]
+    ended: dict[int, float] = {}
+    deadline = began + limit_seconds
+    try:
+        while len(ended) < len(processes) and time.monotonic() < deadline:
+            for number, process in enumerate(processes):
+                if number not in ended and process.poll() is not None:
+                    ended[number] = time.monotonic() - began
+                    if process.returncode:
+                        deadline = min(deadline, time.monotonic() + 5)
+            time.sleep(POLL_SECONDS)
+    finally:
+        for process in processes:
+            _kill(process)
+    return tuple(
+        _collect(task, ranks, number, process.returncode, ended.get(number), time.monotonic() - began)
+        for number, process in enumerate(processes)
+    )
+
+
+def _start(task_file: Path, ranks: Ranks, local_rank: int, extra: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONFAULTHANDLER": "1", **ranks.environment(local_rank), **extra}
+    with _output(task_file, local_rank).open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "conformance.preflight.worker", str(task_file)],
+            env=environment,
+            cwd=task_file.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _output(task_file: Path, local_rank: int) -> Path:
+    return task_file.with_name(task_file.name.replace(".task.json", f".local{local_rank}.log"))
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    # The whole session: a worker's own children too.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _collect(task: Task, ranks: Ranks, number: int, code: int, ended: float | None, now: float) -> Measured:
+    rank = ranks.node_rank * ranks.local + number
+    lines = _lines(Path(f"{task.out}.rank{rank}.jsonl"))
+    phases = [line["phase"] for line in lines if "phase" in line]
+    done = ended is not None and code == 0 and phases[-1:] == ["done"]
+    log = _output(Path(task.out).with_suffix(".task.json"), number)
+    text = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return Measured(
+        rank=rank,
+        outcome="done" if done else "timeout" if ended is None else "failed",
+        phase=phases[-1] if phases else "before its first line",
+        seconds=now if ended is None else ended,
+        records=tuple(line for line in lines if "kind" in line),
+        output="" if done else "\n".join(text[-LAST_LINES:]),
+    )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):  # the last line of a process that was ended may be cut
+            lines.append(json.loads(line))
+    return lines

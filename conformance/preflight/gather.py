@@ -1,0 +1,29 @@
+"""Brings the nodes' results together: one process a node, over gloo, which needs no device."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from conformance.preflight.probe import Journal
+from conformance.preflight.worker import Task
+
+
+def measure(task: Task, journal: Journal) -> None:
+    """Exchange all nodes' results.
+
+    Args:
+        task: Names the file that holds this node's.
+        journal: Gets one record "gathered" for each node, in their order.
+    """
+    journal.phase("gather: meeting the other nodes")
+    dist.init_process_group(backend="gloo", timeout=timedelta(seconds=60))
+    everybody: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everybody, json.loads(Path(f"{task.out}.tasks.json").read_text()))
+    for tasks in everybody:
+        journal.record("gathered", tasks=tasks)
+    dist.destroy_process_group()

@@ -1,0 +1,128 @@
+"""A preflight on several nodes: the same command on each, or one program a node that srun or this process starts."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from conformance.checks.finding import Finding
+from conformance.devices import Device, load_device
+from conformance.errors import ConformanceError
+from conformance.evidence import create_run_directory
+from conformance.launch.launcher import Place
+from conformance.preflight.session import LIMITS, Request, read_findings, run_preflight
+
+# Both steps, and the time that srun needs to start.
+NODE_SECONDS = sum(LIMITS.values()) + LIMITS["step"] + 60
+
+
+def run_on_all_nodes(
+    device: Device, request: Request, run: Path, told: Callable[[str], None] = lambda line: None
+) -> list[Finding]:
+    """Measure on all nodes, and judge.
+
+    Args:
+        device: The device plugin.
+        request: What is to be measured.
+        run: An empty run directory; on a file system of all nodes where srun starts them.
+        told: Called with the name of each task as it begins.
+
+    Returns:
+        One finding for each check.
+
+    Raises:
+        ConformanceError: The nodes could not be started, or one of them failed.
+    """
+    if request.nodes == 1 or request.place.launcher == "torchrun":
+        return run_preflight(device, request, run, told)
+    told(f"all of {request.nodes} nodes")
+    order = run / "work" / "order.json"
+    place = dataclasses.replace(
+        request.place, launcher="torchrun", address=request.place.address or os.uname().nodename
+    )
+    order.write_text(json.dumps({"device": device.name, **_plain(dataclasses.replace(request, place=place))}))
+    program = [sys.executable, "-m", "conformance.preflight.node", str(order)]
+    if request.place.launcher == "slurm":
+        step = [
+            "srun",
+            f"--nodes={request.nodes}",
+            f"--ntasks={request.nodes}",
+            "--ntasks-per-node=1",
+            "--cpu-bind=none",
+        ]
+        commands = [[*step, *program]]
+    else:
+        commands = [[*program, str(rank)] for rank in range(request.nodes)]
+    _run(commands, run / "work" / "nodes.log")
+    for path in sorted((order.parent / "node0" / "environment").iterdir()):
+        shutil.copyfile(path, run / "environment" / path.name)
+    return read_findings(run)
+
+
+def _plain(request: Request) -> dict[str, Any]:
+    fields = dataclasses.asdict(request)
+    return {**fields, "internevo": None if request.internevo is None else str(request.internevo.resolve())}
+
+
+def _run(commands: list[list[str]], log: Path) -> None:
+    with log.open("wb") as output:
+        try:
+            started = [
+                subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                )
+                for command in commands
+            ]
+        except OSError as error:
+            raise ConformanceError(f"{commands[0][0]} could not be started: {error.strerror}.") from error
+        try:
+            codes = [process.wait(NODE_SECONDS) for process in started]
+        except subprocess.TimeoutExpired:
+            codes = [-signal.SIGKILL]
+        finally:
+            for process in started:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    if any(codes):
+        words = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
+        raise ConformanceError(
+            f"A node's preflight failed: {words[0] if words else f'exit codes {codes}'}.", f"See {log}."
+        )
+
+
+def main(argv: list[str]) -> int:
+    """Measure as one node of several.
+
+    Args:
+        argv: The order, and the node's rank; srun tells the rank through SLURM_PROCID.
+
+    Returns:
+        0 when it was measured, whatever was found; 2 when it could not be.
+    """
+    order = Path(argv[0])
+    fields = json.loads(order.read_text())
+    rank = int(argv[1]) if len(argv) > 1 else int(os.environ["SLURM_PROCID"])
+    place = Place(**{**fields.pop("place"), "node_rank": rank})
+    internevo = fields.pop("internevo")
+    device = load_device(fields.pop("device"))
+    try:
+        run = create_run_directory(order.parent / f"node{rank}")
+        run_preflight(device, Request(place=place, internevo=Path(internevo) if internevo else None, **fields), run)
+    except ConformanceError as error:
+        print(f"node {rank}: {error}", flush=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,165 @@
+"""What every measurement shares: telling where it is, timing on the device, comparing with a reference."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+# Above 65504, fp16's largest number, and as large as InternEvo's initial loss scale, 2^16, makes gradients: what a
+# kernel silently computes in fp16 becomes infinite.
+BEYOND_FP16 = 2.0**17
+# More than any last-level cache holds today.
+CACHE_BYTES = 512 << 20
+
+
+class Journal:
+    """One process's measurements, written as they are made, so that a process which is ended has told what it did.
+
+    Args:
+        path: JSON lines; one object a measurement, and one for the beginning of each phase.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def phase(self, name: str) -> None:
+        """Say what begins now; the last phase of a process that hangs is where it hangs.
+
+        Args:
+            name: For people.
+        """
+        self._write({"phase": name, "at": time.time()})
+
+    def record(self, kind: str, **values: Any) -> None:
+        """Keep one measurement.
+
+        Args:
+            kind: What was measured.
+            values: What json can hold; floats that are not finite become strings, so that a judge sees them.
+        """
+        self._write({"kind": kind, **{name: plain(value) for name, value in values.items()}})
+
+    def _write(self, line: Record) -> None:
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """A value that strict JSON holds.
+
+    Args:
+        value: Numbers, strings, lists and dictionaries of them.
+
+    Returns:
+        The same, with nan and infinities as the strings "nan", "inf" and "-inf".
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def spread(samples: Sequence[float]) -> Record:
+    """Median and spread of repeated timings.
+
+    Args:
+        samples: Seconds, at least one.
+
+    Returns:
+        ``seconds``, the median, and ``spread``, the interquartile range over the median.
+    """
+    ordered = sorted(samples)
+    median = statistics.median(ordered)
+    quarter = len(ordered) // 4
+    return {"seconds": median, "spread": (ordered[-1 - quarter] - ordered[quarter]) / median, "samples": len(ordered)}
+
+
+def time_on_device(
+    step: Callable[[int], object], *, warmup: int, samples: int, flush: Any = None, budget_seconds: float = 5.0
+) -> Record:
+    """Time a step with device events.
+
+    Args:
+        step: What to time; gets the number of the repetition, to rotate its inputs by.
+        warmup: Repetitions that are not timed.
+        samples: Repetitions that are; fewer when the budget is spent, at least 3.
+        flush: A tensor larger than the caches, rewritten before every repetition; None to leave the caches warm.
+        budget_seconds: No repetition is begun after this time.
+
+    Returns:
+        As :func:`spread`.
+    """
+    import torch
+
+    for number in range(warmup):
+        step(number)
+    torch.cuda.synchronize()
+    began, times = time.monotonic(), []
+    for number in range(samples):
+        if number >= 3 and time.monotonic() - began > budget_seconds:
+            break
+        if flush is not None:
+            flush.zero_()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        step(number)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return spread(times)
+
+
+def relative_error(measured: Any, reference: Any) -> Record:
+    """How far a result is from its reference, by norm, whole and row by row.
+
+    A norm hides one wrong row among thousands, so the worst row is measured too: its error over its own norm, or over
+    a fiftieth of the typical row's where that is larger, since a row that should be zero holds rounding noise.
+
+    Args:
+        measured: Result of a kernel, (..., columns).
+        reference: The same in fp32 or fp64.
+
+    Returns:
+        ``error``, ||measured - reference|| / ||reference||; ``worst_row``; ``row``, its index; ``not_finite``, how many
+        elements are nan or infinite. nan where the result holds one.
+    """
+    import torch
+
+    wide = reference.detach().to(torch.float64 if reference.dtype == torch.float64 else torch.float32)
+    wide = wide.reshape(-1, wide.shape[-1]) if wide.dim() > 1 else wide.reshape(-1, 1)
+    got = measured.detach().to(wide.dtype).reshape(wide.shape)
+    norms = torch.linalg.vector_norm(wide, dim=-1)
+    typical = norms.square().mean().sqrt()
+    rows = torch.linalg.vector_norm(got - wide, dim=-1) / torch.maximum(norms, typical / 50)
+    error = torch.linalg.vector_norm(got - wide) / torch.linalg.vector_norm(wide)
+    row = int(torch.nan_to_num(rows, nan=math.inf, posinf=math.inf).argmax())
+    return {
+        "error": float(error),
+        "worst_row": float(rows[row]) if wide.shape[-1] > 1 else float(error),
+        "row": row,
+        "not_finite": int((~torch.isfinite(measured)).sum()),
+    }
+
+
+def poison(*shapes: Sequence[int], dtype: Any) -> None:
+    """Leave NaN in the memory that the allocator hands out next, so that an element nobody writes is seen.
+
+    Args:
+        shapes: Shapes of the results that are expected.
+        dtype: Their dtype.
+    """
+    import torch
+
+    blocks = [torch.full(tuple(shape), math.nan, dtype=dtype, device="cuda") for shape in shapes]
+    torch.cuda.synchronize()
+    del blocks

@@ -1,0 +1,144 @@
+"""Measures once a session, also under pytest-xdist, where each worker stands for one device of the node."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+
+from conformance.devices import detect_device, load_device
+from conformance.errors import ConformanceError
+
+WAIT_SECONDS = 900
+ERROR = "preflight-error.txt"
+RUN = pytest.StashKey[Path]()
+REQUEST = pytest.StashKey()
+
+
+def _device(config):
+    return load_device(config.option.device) if config.option.device else detect_device()
+
+
+def _found(config):
+    from conformance.preflight.session import REHEARSAL_DEVICES
+
+    device = _device(config)
+    return REHEARSAL_DEVICES if device.backend == "gloo" else device.count()
+
+
+def pytest_xdist_auto_num_workers(config):
+    return max(1, _found(config))
+
+
+def _request(config):
+    """What is to be measured, refused before anything starts where it cannot be; one device a worker under xdist."""
+    from conformance.launch.launcher import find_place
+    from conformance.plan import Topology, make_plan
+    from conformance.preflight.session import Request, default_workload
+    from conformance.spec import load_workload
+
+    option = config.option
+    device, found = _device(config), _found(config)
+    nodes = option.nodes or 1
+    place = find_place(
+        nodes, option.launcher, option.node_rank, option.master_addr, option.master_port, dict(os.environ)
+    )
+    devices = option.devices_per_node or getattr(option, "numprocesses", None) or max(1, found)
+    if device.backend != "gloo" and found < devices:
+        raise ConformanceError(f"{devices} device(s) were asked for; this node has {found} ({device.name}).")
+    workload = option.workload or default_workload(device, nodes * devices)
+    make_plan(load_workload(workload), Topology(nodes, devices), seed=option.seed)
+    return Request(workload, place, devices, option.seed, option.internevo)
+
+
+def pytest_configure(config):
+    given = getattr(config, "workerinput", None)
+    try:
+        if given is not None:
+            config.option.devices_per_node = given["preflight_devices"]
+            config.stash[RUN] = Path(given["preflight_run"])
+            config.stash[REQUEST] = _request(config)
+            return
+        config.stash[REQUEST] = _request(config)
+    except ConformanceError as error:
+        raise pytest.UsageError(str(error)) from error
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    run = (config.option.run_dir or config.option.reports / f"{stamp}-preflight").absolute()
+    if run.exists() and any(run.iterdir()):
+        raise pytest.UsageError(f"The run directory {run} is not empty; choose another --run-dir.")
+    config.stash[RUN] = run
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    node.workerinput["preflight_run"] = str(node.config.stash[RUN])
+    node.workerinput["preflight_devices"] = node.config.stash[REQUEST].devices
+
+
+@pytest.fixture(scope="session")
+def preflight(request):
+    """Findings by check; the worker that makes the run directory measures, the others wait for it."""
+    from conformance.evidence import create_run_directory
+    from conformance.preflight.session import FINDINGS, read_findings
+
+    config = request.config
+    run = config.stash[RUN]
+    run.parent.mkdir(parents=True, exist_ok=True)
+    claim = run.with_name(f"{run.name}.claim")
+    try:
+        claim.touch(exist_ok=False)
+    except FileExistsError:
+        _wait_for(run, FINDINGS)
+    else:
+        try:
+            if not (run / FINDINGS).is_file():  # another worker may just have finished
+                create_run_directory(run)
+                _measure(config, run)
+        except ConformanceError as error:
+            (run / ERROR).write_text(str(error)) if run.is_dir() else None
+            pytest.fail(str(error), pytrace=False)
+        finally:
+            claim.unlink(missing_ok=True)
+    return {finding.check: finding for finding in read_findings(run)}
+
+
+def _measure(config, run):
+    from conformance.preflight.node import run_on_all_nodes
+
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    capture = config.pluginmanager.getplugin("capturemanager")
+
+    def told(task):
+        if reporter is not None:
+            with capture.global_and_fixture_disabled():
+                print(f"\npreflight: measuring {task}", end="", flush=True)
+
+    run_on_all_nodes(_device(config), config.stash[REQUEST], run, told)
+
+
+def _wait_for(run, name):
+    end = time.monotonic() + WAIT_SECONDS
+    while not (run / name).is_file():
+        if (run / ERROR).is_file():
+            pytest.fail((run / ERROR).read_text(), pytrace=False)
+        if time.monotonic() > end:
+            pytest.fail(f"No findings after {WAIT_SECONDS} s of waiting for the measuring worker.", pytrace=False)
+        time.sleep(0.2)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    from conformance.preflight.session import FINDINGS
+
+    run = config.stash.get(RUN, None)
+    if run is None or not (run / FINDINGS).is_file():
+        return
+    from rich.console import Console
+
+    from conformance.preflight.table import picture, write_page
+
+    console = Console(file=terminalreporter._tw._file, highlight=False)
+    console.print(picture(run))
+    console.print(f"page: {write_page(run)}", style="dim", soft_wrap=True)

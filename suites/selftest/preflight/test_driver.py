@@ -1,0 +1,68 @@
+"""The processes that measure: ended at their limit, with what they started, and nothing they told is lost."""
+
+import os
+import time
+
+import psutil
+import pytest
+
+from conformance.preflight import driver
+from conformance.preflight.driver import Ranks, run_task
+from conformance.preflight.worker import Task
+
+
+@pytest.fixture
+def task(tmp_path):
+    return Task("none", "cpu", str(tmp_path / "task"), 0, True, {}, 0, 1, 1, 0.0)
+
+
+def program(monkeypatch, tmp_path, text):
+    """Let the processes run this program in place of the worker."""
+    script = tmp_path / "program.sh"
+    script.write_text(text)
+    real = driver.subprocess.Popen
+    monkeypatch.setattr(driver.subprocess, "Popen", lambda command, **kwargs: real(["bash", str(script)], **kwargs))
+
+
+def test_a_hanging_process_is_killed_with_its_children(task, monkeypatch, tmp_path):
+    program(
+        monkeypatch,
+        tmp_path,
+        'echo \'{"phase": "first", "at": 1}\' > task.rank$RANK.jsonl; trap "" TERM; sleep 300 & echo $! > child; wait',
+    )
+    began = time.monotonic()
+    (one,) = run_task(task, Ranks(1), 1.0)
+    assert time.monotonic() - began < 10
+    assert (one.outcome, one.phase) == ("timeout", "first")
+    child = int((tmp_path / "child").read_text())
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_process_that_fails_ends_the_others_soon(task, monkeypatch, tmp_path):
+    program(monkeypatch, tmp_path, "[ $RANK = 1 ] && { echo broken; exit 3; }; sleep 300")
+    began = time.monotonic()
+    first, second = run_task(task, Ranks(2), 100.0)
+    assert time.monotonic() - began < 20
+    assert first.outcome == "timeout"
+    assert second.outcome == "failed"
+    assert second.output == "broken"
+
+
+def test_an_exit_code_of_0_without_the_last_phase_is_no_success(task, monkeypatch, tmp_path):
+    program(
+        monkeypatch,
+        tmp_path,
+        'echo \'{"kind": "clock", "offset_s": 0}\' > task.rank0.jsonl; printf \'{"ki\' >> task.rank0.jsonl',
+    )
+    (one,) = run_task(task, Ranks(1), 20.0)
+    assert one.outcome == "failed"
+    assert one.records == ({"kind": "clock", "offset_s": 0},)
+
+
+def test_ranks_of_a_second_node():
+    ranks = Ranks(4, nodes=2, node_rank=1, address="node-a", port=29500)
+    variables = ranks.environment(3)
+    assert ranks.world == 8
+    assert variables["RANK"] == "7"
+    assert variables["MASTER_ADDR"] == "node-a"
+    assert "RANK" not in os.environ

@@ -1,0 +1,119 @@
+"""Real measurements of a device with injected faults: each fault must turn its check red, and no other."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
+
+from conformance.checks.finding import Result
+from conformance.checks.preflight import Preflight, judge
+from conformance.launch.torchrun import free_port
+from conformance.preflight.driver import Ranks, run_task
+from conformance.preflight.worker import Task
+from conformance.spec import load_workload
+
+PLUGIN = Path(__file__).parent / "faulty_device"
+MODEL = load_workload("tiny-perf").model
+SETUP = {
+    "device": "faulty",
+    "backend": "gloo",
+    "nodes": 1,
+    "ranks": 2,
+    "rehearsal": True,
+    "workload": "tiny-perf",
+}
+
+
+def measured(task, faults, folder, *, limit=90, ranks=2, setup=SETUP):
+    """Findings by check of one task on the faulty device."""
+    todo = Task(
+        task,
+        "faulty",
+        str(folder / task),
+        seed=20,
+        rehearsal=True,
+        model=dataclasses.asdict(MODEL),
+        tokens=256,
+        tensor=1,
+        pipeline=1,
+        capacity_gib=0.05,
+        devices=2,
+        workload="tiny-perf",
+    )
+    extra = {"FAULTS": ",".join(faults), "PYTHONPATH": str(PLUGIN)}
+    processes = [one.to_json() for one in run_task(todo, Ranks(ranks, port=free_port()), limit, extra)]
+    return {finding.check: finding for finding in judge(Preflight(setup, {task: processes}))}
+
+
+def red(findings):
+    return {check for check, finding in findings.items() if finding.result is Result.FAIL}
+
+
+@pytest.mark.slow
+def test_each_fault_of_a_device_turns_its_own_check_red(tmp_path):
+    faults = ["nan-in-one-element", "dropped-row-of-the-attention-gradient", "linear-in-fp16"]
+    findings = measured("device", faults, tmp_path)
+    assert red(findings) == {"gemm-correct", "kernel-attention", "kernel-linear"}
+    assert "elements not finite" in findings["gemm-correct"].message
+    assert "dq" in findings["kernel-attention"].message
+    assert "not finite" in findings["kernel-linear"].message
+
+
+@pytest.mark.slow
+def test_a_device_of_half_the_speed_is_named(tmp_path):
+    alone = {**SETUP, "backend": "abacus"}  # ranks of a CPU share it, and are not compared
+    findings = measured("device", ["half-speed-on-rank-1"], tmp_path, setup=alone)
+    assert "rank 1 does its product alone at" in findings["speed-even"].message
+    assert findings["speed-even"].result is Result.FAIL
+
+
+@pytest.mark.slow
+def test_a_wrong_sum_and_a_wrong_clock_are_found(tmp_path):
+    findings = measured("collectives", ["wrong-sum-on-rank-1", "clock-5-s-off-on-rank-1"], tmp_path)
+    assert red(findings) >= {"collective-correct", "host-clock"}
+    assert "rank 1: all_reduce SUM" in findings["collective-correct"].message
+    assert findings["host-clock"].value == pytest.approx(5, abs=0.1)
+
+
+@pytest.mark.slow
+def test_a_hang_is_ended_and_named(tmp_path):
+    findings = measured("collectives", ["hang-on-rank-1"], tmp_path, limit=25)
+    assert red(findings) == {"preflight-ended"}
+    assert "rank 1 hung and was ended" in findings["preflight-ended"].message
+    assert "broadcast" in findings["preflight-ended"].message
+    assert findings["collective-correct"].result is Result.ERROR
+    # What was measured before is kept.
+    assert findings["host-clock"].result is Result.PASS
+
+
+@pytest.mark.slow
+def test_a_crash_is_told_with_its_last_words(tmp_path):
+    findings = measured("collectives", ["crash-on-rank-1"], tmp_path)
+    assert "preflight-ended" in red(findings)
+    assert "rank 1 died" in findings["preflight-ended"].message
+    assert "the driver is gone" in findings["preflight-ended"].message
+
+
+@pytest.mark.slow
+def test_each_fault_of_a_plugin_is_an_aspect_of_the_contract(tmp_path):
+    faults = ["count-imports-torch", "no-model", "events-do-not-time", "rng-is-not-restored", "memory-is-not-counted"]
+    findings = measured("contract", faults, tmp_path, ranks=1)
+    assert red(findings) == {"device-contract"}
+    told = findings["device-contract"].message
+    for words in ("count() imported torch", "identity() lacks model"):
+        assert words in told
+
+
+@pytest.mark.slow
+def test_faults_behind_activation_are_found_too(tmp_path):
+    faults = ["events-do-not-time", "rng-is-not-restored", "memory-is-not-counted", "no-streams"]
+    findings = measured("contract", faults, tmp_path, ranks=1)
+    told = findings["device-contract"].message
+    for words in ("events: ", "rng: ", "memory: ", "streams: "):
+        assert words in told
+    for words in ("synchronise: ", "bf16: ", "autocast: ", "collectives: "):
+        assert words not in told

@@ -1,0 +1,82 @@
+"""The shapes and groups that are measured are those of the plan."""
+
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conformance.preflight.collectives import SCALE, WHOLE, bus_factor, contribution, parallel_groups
+from conformance.preflight.compute import gemm_shapes
+from conformance.preflight.kernels import document_lengths
+from conformance.spec import load_workload
+
+
+@given(st.integers(6, 14).map(lambda n: 2**n), st.integers(1, 4), st.integers(0, 100))
+def test_documents_fill_the_pack(seq_len, sequences, seed):
+    tokens = seq_len * sequences
+    for name, lengths in document_lengths(tokens, seq_len, seed).items():
+        assert sum(lengths) == tokens, name
+        assert all(1 <= length <= seq_len for length in lengths), name
+
+
+def test_the_packs_of_the_7b_plan_hold_what_breaks_kernels():
+    packs = document_lengths(8192, 4096, 7)
+    assert packs["full"] == [4096, 4096]
+    assert 1 in packs["odd"]
+    assert any(length % 2 for length in packs["odd"] if length > 100)
+    assert 4096 in packs["odd"]
+    assert len(packs["many"]) >= 64
+
+
+def test_products_are_those_of_the_7b_layer():
+    model = load_workload("llama2-7b-perf").model
+    shapes = {name: sizes for name, *sizes in gemm_shapes(model, 8192, 1, rehearsal=False)}
+    assert shapes["square"] == [8192, 8192, 8192]
+    assert shapes["mlp-up"] == [8192, 14336, 4096]
+    assert shapes["key-value"] == [8192, 2048, 4096]
+    cut = {name: sizes for name, *sizes in gemm_shapes(model, 8192, 2, rehearsal=False)}
+    assert cut["mlp-down"] == [8192, 4096, 7168]
+
+
+def test_groups_are_laid_out_as_internevo_lays_them_out():
+    groups = parallel_groups(16, tensor=2, pipeline=2)
+    assert groups["tensor"][0] == [0, 1]
+    assert groups["pipeline"][0] == [0, 8]
+    assert groups["data and zero1"][:2] == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    assert groups["data and zero1"][2] == [8, 10, 12, 14]
+    assert set(parallel_groups(8, tensor=1, pipeline=1)) == {"data and zero1"}
+
+
+@given(st.sampled_from([(8, 2, 2), (32, 8, 4), (64, 8, 4), (128, 8, 4), (12, 1, 3)]))
+def test_every_rank_is_in_one_group_of_each_kind(sizes):
+    world, tensor, pipeline = sizes
+    for members in parallel_groups(world, tensor, pipeline).values():
+        assert sorted(rank for group in members for rank in group) == list(range(world))
+
+
+@pytest.mark.parametrize("dtype", list(WHOLE))
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 100])
+def test_sums_are_exact_and_lose_what_a_rank_gives(dtype, size):
+    ranks = list(range(size))
+    parts = [contribution(rank, ranks, dtype) for rank in ranks]
+    total = torch.stack([part.double() for part in parts]).sum(0)
+    assert torch.equal(total.to(dtype).double(), total)
+    for left_out in (0, size - 1):
+        assert not torch.equal(total - parts[left_out].double(), total)
+
+
+@pytest.mark.parametrize("dtype", list(WHOLE))
+def test_a_silent_downcast_changes_the_sum(dtype):
+    lower = {torch.bfloat16: torch.float16, torch.float32: torch.bfloat16, torch.int64: torch.float32}[dtype]
+    given_values = contribution(0, [0, 1], dtype)
+    assert not torch.equal(given_values.to(lower).double(), given_values.double())
+    assert SCALE[dtype] * WHOLE[dtype] > 65504
+
+
+def test_bus_bandwidth_formulas():
+    assert bus_factor("all_reduce", 8) == pytest.approx(1.75)
+    assert bus_factor("all_gather_into_tensor", 8) == pytest.approx(0.875)
+    assert bus_factor("broadcast", 8) == 1
