@@ -13,9 +13,11 @@ COMMANDS = {
     "plan": "resolve a workload on a topology, or list every rule that it breaks",
     "internevo": "get an InternEvo reference tag, or prove that a tree is one",
     "analyze": "figures and findings from raw training logs",
+    "launch-script": "print an sbatch script or a Kubernetes manifest for a run on several nodes",
     "bundle": "pack a finished run for a lab",
     "verify": "judge a bundle from its raw evidence",
     "keygen": "make a signing key",
+    "device-check": "hold a vendor's device plugin against its contract",
 }
 
 EPILOG = """\

@@ -6,6 +6,7 @@ configs/internevo.py     the configuration that InternEvo loaded
 logs/nodeN/rankR.log     everything that rank R printed
 logs/nodeN/agent.log     everything that torchrun printed
 environment/run.json     command, start, end, outcome, InternEvo source
+environment/faults.json  what was seen to go wrong while it ran, and the limits it was watched with
 environment/rankR.json   host, device, packages, kernels and patches of rank R
 environment/signer.pub   the public key whose private half signed the report
 journal.jsonl            every attempt of this reports folder so far
@@ -21,14 +22,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from conformance import strictjson
 from conformance.errors import EvidenceError
-from conformance.report import strictjson
 
 REPORT = "report.dsse.json"
 REQUEST = "configs/request.json"
 PLAN = "configs/plan.json"
 CONFIG = "configs/internevo.py"
 RUN = "environment/run.json"
+FAULTS = "environment/faults.json"
 JOURNAL = "journal.jsonl"
 SIGNER = "environment/signer.pub"
 FOLDERS = ("configs", "environment", "logs", "patches")
@@ -137,13 +139,14 @@ def read_json(evidence: Evidence, name: str) -> dict[str, Any]:
         The object.
 
     Raises:
-        EvidenceError: The file is absent, too large, not strict JSON, or no object.
+        EvidenceError: The file is absent or no object.
+        JsonError: It is too large or not strict JSON.
     """
     if name not in evidence.names():
         raise EvidenceError(f"The evidence has no {name}.", "The run did not get that far, or the file was removed.")
     with evidence.open(name) as stream:
         data = stream.read(MAX_JSON_BYTES + 1)
-    value = strictjson.loads(data, max_bytes=MAX_JSON_BYTES)
+    value = strictjson.loads(data, max_bytes=MAX_JSON_BYTES, what=name)
     if not isinstance(value, dict):
         raise EvidenceError(f"{name} holds a {type(value).__name__}; expected a JSON object.")
     return value

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
+import os
+import secrets
 import shutil
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from conformance import evidence, journal
+from conformance.checks.finding import Finding, Result, Verdict
 from conformance.errors import EvidenceError, LaunchError
 from conformance.evidence import Request, RunDirectory
 from conformance.internevo.config import render_config
-from conformance.internevo.source import Source, find_source
-from conformance.internevo.worker import Settings
+from conformance.internevo.patchfile import PatchFile, apply_patch_files
+from conformance.internevo.source import Source, find_source, require_pinned
+from conformance.internevo.worker import SETTINGS, Settings
 from conformance.judgement import Judgement, judge, plan_of
-from conformance.launch import torchrun
-from conformance.launch.supervise import Ending, Step, supervise
+from conformance.launch import telemetry, torchrun
+from conformance.launch.advice import memory_advice
+from conformance.launch.detect import Detector, NodeView, Step, limits_for
+from conformance.launch.follow import TOKEN, follow
+from conformance.launch.launcher import Place, agents, find_place
+from conformance.launch.node import Launch
+from conformance.launch.supervise import Ending, supervise
+from conformance.launch.team import Host, Member
 from conformance.plan import Plan
 from conformance.report.build import write_report
 
@@ -33,19 +46,27 @@ class Site:
 
     Args:
         device: Name of the device plugin.
-        internevo: Root of an InternEvo checkout; None for the installed wheel.
+        internevo: Root of an InternEvo checkout; None for the installed wheel or what was fetched.
+        patches: Patch files of the vendor's own, applied to a copy of the checkout.
         reports: The reports folder, which holds run directories and the journal.
         run_dir: This run's directory; None to make one in ``reports``.
         signing_key: Private key file; None for this machine's own key.
-        master_port: Rendezvous port; None to find a free one.
+        master_port: Rendezvous port; None for the environment's, or a free one where there is one node.
+        launcher: torchrun, slurm or local; None to tell from the environment.
+        node_rank: Index of this node; None to tell from the environment.
+        master_addr: Address of node 0; None to tell from the environment.
     """
 
     device: str
     internevo: Path | None
     reports: Path
+    patches: tuple[Path, ...] = ()
     run_dir: Path | None = None
     signing_key: Path | None = None
     master_port: int | None = None
+    launcher: str | None = None
+    node_rank: int | None = None
+    master_addr: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +80,7 @@ class Outcome:
         report_id: sha256 of the report's payload.
         key_id: Id of the key that signed it.
         self_issued: Whether that key is this machine's own, vouched for by nobody.
+        judged_on: Host of node 0, where the report lies; empty on node 0 itself.
     """
 
     run: Path
@@ -67,15 +89,26 @@ class Outcome:
     report_id: str
     key_id: str
     self_issued: bool
+    judged_on: str = ""
 
 
-def run_workload(request: Request, site: Site, watch: Callable[[Plan], Callable[[Step], None]]) -> Outcome:
+class Display(Protocol):
+    """What shows a run while it goes on."""
+
+    def step(self, step: Step) -> None:
+        """Show a step."""
+
+    def nodes(self, views: Mapping[int, NodeView]) -> None:
+        """Show the state of the nodes."""
+
+
+def run_workload(request: Request, site: Site, watch: Callable[[Plan], Display]) -> Outcome:
     """Make a run and report on it.
 
     Args:
         request: What to run.
         site: Where and with what.
-        watch: Called with the plan when the run starts; gives what to call for each step.
+        watch: Called with the plan when the run starts; gives what shows it.
 
     Returns:
         The outcome, also of a run that failed or was interrupted.
@@ -85,14 +118,26 @@ def run_workload(request: Request, site: Site, watch: Callable[[Plan], Callable[
     """
     plan = plan_of(request)
     source = find_source(site.internevo, plan.workload.tag)
-    port = torchrun.free_port() if site.master_port is None else site.master_port
-    torchrun.require_free_port(port)
+    require_pinned(source, plan.workload)
+    place = find_place(
+        request.nodes, site.launcher, site.node_rank, site.master_addr, site.master_port, dict(os.environ)
+    )
+    if place.node_rank > 0:
+        return _follow(request, plan, source, site, place)
+    if place.launcher != "slurm":
+        torchrun.require_free_port(place.port)
     run = evidence.create_run_directory(site.run_dir or _new_run_name(site.reports, request.workload))
     try:
         _require_space(run)
-        ending = _train(request, plan, source, site, run, port, watch(plan))
-        judgement = judge(RunDirectory(run))
-        report_id, key_id, self_issued = write_report(run, judgement, site.signing_key)
+        display = watch(plan)
+        patched = _prepare(request, plan, source, site, run)
+        with agents(place, run) as agents_failed:
+            team = _gather(request, plan, source, site, place, run, agents_failed)
+            ending = _train(request, plan, patched, site, place, run, team, display)
+            judgement = judge(RunDirectory(run))
+            report_id, key_id, self_issued = write_report(run, judgement, site.signing_key)
+            if team is not None:
+                team.host.publish(_published(judgement, ending, report_id, key_id, self_issued))
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -103,19 +148,113 @@ def run_workload(request: Request, site: Site, watch: Callable[[Plan], Callable[
     return Outcome(run, judgement, ending, report_id, key_id, self_issued)
 
 
-def _train(
-    request: Request, plan: Plan, source: Source, site: Site, run: Path, port: int, on_step: Callable[[Step], None]
-) -> Ending:
-    rendezvous = torchrun.Rendezvous("127.0.0.1", port, 0)
+@dataclass(frozen=True)
+class _Team:
+    """The nodes of a run that take orders, and the address that torchrun's agents meet at."""
+
+    host: Host
+    address: str
+    hosts: dict[int, str]
+
+
+def _prepare(
+    request: Request, plan: Plan, source: Source, site: Site, run: Path
+) -> tuple[Source, tuple[PatchFile, ...]]:
+    """Write what the workers and the judgement read; return the source with the vendor's patches, and these."""
     evidence.write_json(run, evidence.REQUEST, request.to_json())
     evidence.write_json(run, evidence.PLAN, plan.to_json())
     (run / evidence.CONFIG).write_text(render_config(plan), encoding="utf-8")
-    Settings(site.device, str(source.root) if source.kind == "checkout" else None).write(run)
+    source, changes = _patched(source, site.patches, run)
+    _settings(source, site).write(run)
+    return source, changes
+
+
+def _settings(source: Source, site: Site) -> Settings:
+    return Settings(site.device, str(source.root) if source.kind == "checkout" else None)
+
+
+def _asked(request: Request, source: Source) -> dict[str, Any]:
+    """What has to be the same on every node."""
+    return {"request": request.to_json(), "internevo": json.loads(json.dumps(_describe(source)))}
+
+
+def _gather(
+    request: Request, plan: Plan, source: Source, site: Site, place: Place, run: Path, agents_failed: Callable[[], str]
+) -> _Team | None:
+    """Wait for the other nodes and give them the job."""
+    if place.nodes == 1:
+        return None
+    token = secrets.token_hex(16)
+    (run / "work" / TOKEN).write_text(token)
+    address = place.address
+    told: dict[int, str] = {}
+
+    def job(hellos: Mapping[int, Any]) -> dict[str, Any]:
+        nonlocal address
+        address = address or hellos[0]["address"]
+        told.update({node: hello["host"] for node, hello in hellos.items()})
+        return {
+            "run": run.name,
+            "token": token,
+            "config": render_config(plan),
+            "settings": json.loads((run / "work" / SETTINGS).read_text()),
+            "nodes": request.nodes,
+            "devices_per_node": request.devices_per_node,
+            "seed": request.seed,
+            "address": address,
+            "port": place.port,
+            "lost_node_seconds": limits_for(plan).lost_node_seconds,
+        }
+
+    host = Host(place.port + 1, range(place.launcher != "slurm", place.nodes), run)
+    host.gather(_asked(request, source), job, agents_failed)
+    return _Team(host, address, told)
+
+
+def _follow(request: Request, plan: Plan, source: Source, site: Site, place: Place) -> Outcome:
+    """Take part in a run that node 0 judges."""
+    member = Member(place.address, place.port + 1, place.node_rank, _asked(request, source))
+
+    def settings(run: Path) -> Settings:
+        return _settings(_patched(source, site.patches, run)[0], site)
+
+    run, told, interrupted = follow(member, site.run_dir, site.reports, settings)
+    findings = tuple(Finding(**{**one, "result": Result(one["result"])}) for one in told["findings"])
+    judgement = Judgement(plan, findings, told["metrics"], Verdict(told["verdict"]))
+    ending = Ending(told["exit_code"], interrupted, 0)
+    return Outcome(run, judgement, ending, told["report_id"], told["key_id"], told["self_issued"], told["host"])
+
+
+def _published(judgement: Judgement, ending: Ending, report_id: str, key_id: str, self_issued: bool) -> dict[str, Any]:
+    """What the other nodes are told, so that the same command ends with the same results everywhere."""
+    return {
+        "findings": [asdict(finding) for finding in judgement.findings],
+        "metrics": judgement.metrics,
+        "verdict": judgement.verdict,
+        "exit_code": ending.exit_code,
+        "report_id": report_id,
+        "key_id": key_id,
+        "self_issued": self_issued,
+        "host": socket.gethostname(),
+    }
+
+
+def _train(
+    request: Request,
+    plan: Plan,
+    patched: tuple[Source, tuple[PatchFile, ...]],
+    site: Site,
+    place: Place,
+    run: Path,
+    team: _Team | None,
+    display: Display,
+) -> Ending:
+    source, changes = patched
     command = torchrun.command(
         run,
         nodes=request.nodes,
         devices_per_node=request.devices_per_node,
-        rendezvous=rendezvous,
+        rendezvous=torchrun.Rendezvous(team.address if team else place.address, place.port, 0),
         config=f"../{evidence.CONFIG}",
         seed=request.seed,
     )
@@ -124,7 +263,10 @@ def _train(
         "command": [Path(command[0]).name, *("RUN" if part == str(run) else part for part in command[1:])],
         "environment": torchrun.recorded(variables),
         "host": socket.gethostname(),
+        "hosts": {str(node): host for node, host in sorted(team.hosts.items())} if team else {},
+        "launcher": place.launcher,
         "internevo": _describe(source),
+        "patch_files": [asdict(change) for change in changes],
         "started": _now(),
         "outcome": "running",
     }
@@ -135,15 +277,39 @@ def _train(
     journal.append(attempts, "started", run.name, workload=request.workload, plan=plan_digest)
     outcome, ending = "failed", None
     try:
-        ending = supervise(command, variables, run, 0, on_step)
-        outcome = "interrupted" if ending.interrupted else "ended"
+        # Under Slurm every rank is started by srun, on this node too.
+        launch = None if place.launcher == "slurm" and team else Launch(command, variables, run, 0)
+        sampling = telemetry.sampled(site.device, run, 0) if launch else contextlib.nullcontext()
+        with sampling:
+            ending = supervise(run, launch, _detector(plan), display.step, team.host if team else None, display.nodes)
+        outcome = "interrupted" if ending.interrupted else "ended" if ending.fault is None else "stopped"
     finally:
         # Also when starting failed: an attempt that left no entry would be an attempt hidden.
         record |= {"ended": _now(), "outcome": outcome, "exit_code": None if ending is None else ending.exit_code}
         evidence.write_json(run, evidence.RUN, record)
+        if ending is not None:
+            faults = [] if ending.fault is None else [ending.fault.to_json()]
+            evidence.write_json(run, evidence.FAULTS, {"limits": asdict(limits_for(plan)), "faults": faults})
         journal.append(attempts, "ended", run.name, outcome=outcome, evidence=evidence.attempt_digest(files))
         shutil.copyfile(attempts, run / evidence.JOURNAL)
     return ending
+
+
+def _detector(plan: Plan) -> Detector:
+    return Detector(
+        plan.topology.devices_per_node, plan.total_steps, limits_for(plan), time.monotonic(), memory_advice(plan)
+    )
+
+
+def _patched(source: Source, files: tuple[Path, ...], run: Path) -> tuple[Source, tuple[PatchFile, ...]]:
+    """Apply the vendor's patch files to a copy inside the run's work folder, and keep them as evidence."""
+    if not files:
+        return source, ()
+    patched = apply_patch_files(source, files, run / "work" / "internevo")
+    (run / "patches").mkdir()
+    for file in files:
+        shutil.copyfile(file, run / "patches" / file.name)
+    return patched
 
 
 def _describe(source: Source) -> dict[str, Any]:

@@ -52,8 +52,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("conformance", "LLaMA2 pretraining conformance")
     group.addoption("--nodes", type=int, metavar="N", help="number of nodes (default: 1)")
     group.addoption("--devices-per-node", type=int, metavar="N", help="devices on each node (default: what it has)")
+    group.addoption("--workload", metavar="NAME", help="workload whose shapes the preflight measures")
     group.addoption("--device", metavar="NAME", help="device plugin (default: the accelerator found, or cpu)")
     group.addoption("--internevo", type=Path, metavar="PATH", help="InternEvo checkout (default: the installed wheel)")
+    group.addoption(
+        "--patch",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="your own change to InternEvo, as a diff",
+    )
     group.addoption(
         "--run-dir", type=Path, metavar="PATH", help="directory of this run (default: reports/TIME-WORKLOAD)"
     )
@@ -61,7 +70,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--reports", type=Path, default=Path("reports"), metavar="PATH", help="where runs and their journal go"
     )
     group.addoption("--signing-key", type=Path, metavar="FILE", help="private key (default: this machine's own)")
-    group.addoption("--master-port", type=int, metavar="PORT", help="rendezvous port (default: a free one)")
+    group.addoption(
+        "--launcher",
+        choices=("torchrun", "slurm", "local"),
+        help="torchrun: this command on every node; slurm: srun starts the nodes (default inside an allocation); "
+        "local: all nodes on this machine",
+    )
+    group.addoption("--node-rank", type=int, metavar="N", help="this node (default: NODE_RANK, GROUP_RANK or RANK)")
+    group.addoption("--master-addr", metavar="HOST", help="node 0 (default: MASTER_ADDR)")
+    group.addoption(
+        "--master-port", type=int, metavar="PORT", help="port on node 0, and the one after it (default: MASTER_PORT)"
+    )
     group.addoption("--seed", type=int, default=1024, metavar="N", help="InternEvo's seed (default: 1024)")
     group.addoption(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override micro_bsz, micro_num, tensor, ..."
@@ -169,10 +188,22 @@ def prepare(config: pytest.Config, workload: Workload) -> tuple[Request, Site]:
         option.seed,
     )
     make_plan(workload, Topology(nodes, request.devices_per_node), request.overrides, seed=request.seed)
-
+    from conformance.internevo.source import find_source, require_pinned
     from conformance.pipeline import Site  # heavy; a request that is refused needs none of it
 
-    site = Site(device.name, option.internevo, option.reports, option.run_dir, option.signing_key, option.master_port)
+    require_pinned(find_source(option.internevo, workload.tag), workload)
+    site = Site(
+        device=device.name,
+        internevo=option.internevo,
+        reports=option.reports,
+        patches=tuple(option.patch),
+        run_dir=option.run_dir,
+        signing_key=option.signing_key,
+        master_port=option.master_port,
+        launcher=option.launcher,
+        node_rank=option.node_rank,
+        master_addr=option.master_addr,
+    )
     return request, site
 
 
@@ -203,20 +234,19 @@ def _workload_of(item: pytest.Item) -> str | None:
 
 def _is_named(config: pytest.Config, workload: Workload) -> bool:
     """Whether the user asked for this workload by its mark or name."""
-    asked = " ".join([config.option.markexpr, config.option.keyword, *map(str, config.invocation_params.args)])
-    words = set(re.findall(r"[\w-]+", asked))
-    return workload.mark in words or workload.name in words or any(workload.name in word for word in words)
+    words = set(re.findall(r"[\w-]+", " ".join([config.option.markexpr, config.option.keyword, *config.args])))
+    return workload.mark in words or workload.name in words
 
 
 @pytest.fixture(scope="session")
-def outcome(request: pytest.FixtureRequest) -> Iterator[Outcome]:
+def outcome(request: pytest.FixtureRequest) -> Iterator[Outcome | ConformanceError]:
     """Run a workload, once a session, with a live progress line.
 
     Args:
         request: pytest's request; its param is the workload's name.
 
     Yields:
-        The outcome, whose findings the tests look up.
+        The outcome, whose findings the tests look up; or why the run could not be made.
     """
     from rich.console import Console
 
@@ -234,22 +264,29 @@ def outcome(request: pytest.FixtureRequest) -> Iterator[Outcome]:
             try:
                 result = run_workload(what, site, progress.watch)
             except ConformanceError as error:
-                pytest.fail(str(error), pytrace=False)
+                yield error
+                return
     config.stash[STATE].outcomes[workload.name] = result
     if result.ending.interrupted:
         raise KeyboardInterrupt
     yield result
 
 
-def require(outcome: Outcome, check: str) -> None:
+def require(outcome: Outcome | ConformanceError, check: str) -> None:
     """Turn the findings of one check into a test's result.
 
     Args:
-        outcome: The run's outcome.
+        outcome: The run's outcome, or why it could not be made.
         check: Id of the check.
     """
+    if isinstance(outcome, ConformanceError):
+        if check == next(iter(load_checks())):  # said once, not once for every check
+            pytest.fail(str(outcome), pytrace=False)
+        pytest.skip("the run could not be made")
     found = [finding for finding in outcome.judgement.findings if finding.check == check]
     if not found:
+        if load_checks()[check].severity == "advisory":
+            pytest.skip("nothing to check")
         pytest.fail(f"{check}: the check was not made.", pytrace=False)
     bad = [finding for finding in found if finding.result in (Result.FAIL, Result.ERROR)]
     if bad:

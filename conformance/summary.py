@@ -62,7 +62,9 @@ def _figures(metrics: Mapping[str, Any]) -> Table:
     interval = tgs.get("ci95") or [None, None]
     spread = f"95% of the median: {number(interval[0])} to {number(interval[1])}"
     table.add_row(
-        number(tgs["median"]), "TGS", f"tokens/device/s, median of steps {tgs['steps_used'][0]} to {tgs['steps_used'][1]}; {spread}"
+        number(tgs["median"]),
+        "TGS",
+        f"tokens/device/s, median of steps {tgs['steps_used'][0]} to {tgs['steps_used'][1]}; {spread}",
     )
     table.add_row(
         number(tflops["model"]), "TFLOPS", f"per device, model FLOPs; as InternEvo logs them {number(tflops['logged'])}"
@@ -90,6 +92,10 @@ def _findings(findings: tuple[Finding, ...]) -> RenderableType:
 
 
 def _places(outcome: Outcome) -> Table:
+    if outcome.judged_on:
+        told = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        told.add_row("report", f"on node 0, {outcome.judged_on}, signed by key {outcome.key_id[:16]}")
+        return told
     run = _relative(outcome.run)
     issued = "this machine's own key: self-issued, vouched for by nobody" if outcome.self_issued else "key"
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))

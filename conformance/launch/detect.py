@@ -13,17 +13,23 @@ from typing import Any
 
 from conformance.plan import Plan
 
-STEP = re.compile(rb"\bstep=(?P<step>\d{1,9}) loss=(?P<loss>[-+.\w]{1,40}) tgs \(tokens/gpu/second\)=(?P<tgs>[-+.\w]{1,40})")
+STEP = re.compile(
+    rb"\bstep=(?P<step>\d{1,9}) loss=(?P<loss>[-+.\w]{1,40}) tgs \(tokens/gpu/second\)=(?P<tgs>[-+.\w]{1,40})"
+)
 # InternEvo catches every exception, logs this, and ends with exit code 0.
 RAISED = re.compile(rb"Raise exception from \S{1,255} with rank id: \d{1,9}")
 # torchrun's own word on a worker that ended badly, before it ends the others.
 WORKER_FAILED = re.compile(rb"failed \(exitcode: (-?\d{1,5})\) local_rank: (\d{1,5}) \(pid: \d+\)")
 # The last line of a traceback, torchrun's own prefix before it or not.
-ERROR_LINE = re.compile(rb"^(?:\[rank\d+\]: ?)?((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Iteration|Exit|Interrupt)\b.*)$", re.M)
+ERROR_LINE = re.compile(
+    rb"^(?:\[rank\d+\]: ?)?((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Iteration|Exit|Interrupt)\b.*)$", re.M
+)
+# What a rank says whose peer has died.
+PEER = re.compile(r"connection (?:closed|reset|refused)|broken pipe|\bpeer\b|DistBackendError|NCCL|timed? ?out", re.I)
 OUT_OF_MEMORY = re.compile(r"out of ?memory", re.I)
 NO_SPACE = re.compile(r"No space left on device|Errno 28\b")
 
-# A rank that dies takes others with it: wait for all to have spoken, or for every node to have ended, before naming one.
+# A rank that dies takes others with it: wait until all have spoken, or every node has ended, before naming one.
 # torchrun of old looks at its workers every 5 s.
 SETTLE_SECONDS = 6.0
 # A loss that is not a number can be one overflow; so many in a row are the end of the training.
@@ -274,14 +280,16 @@ class Detector:
     def _incident(self, now: float, nodes: Mapping[int, NodeView]) -> Fault | None:
         """Of all that was raised and all that died, the one that the others follow from."""
         errors = {log.rank: _last_error(log.tail) for log in self._logs.values() if log.rank is not None}
-        ranks = sorted({log.rank for log in self._logs.values() if log.raised and log.rank is not None} | {*self._failed})
+        ranks = sorted(
+            {log.rank for log in self._logs.values() if log.raised and log.rank is not None} | {*self._failed}
+        )
 
         def order(rank: int) -> tuple[int, int]:
             error, code = errors.get(rank, ""), self._failed.get(rank, 0)
-            causes = (bool(OUT_OF_MEMORY.search(error)), bool(NO_SPACE.search(error)), code < 0 and code != -signal.SIGTERM)
+            killed = code < 0 and code != -signal.SIGTERM  # torchrun ends the others with SIGTERM
             # A rank whose peer has died raises too: what it says of the connection comes last.
-            later = 4 if _blames_a_peer(error) else 3
-            return next((place for place, true in enumerate(causes) if true), later), rank
+            causes = (OUT_OF_MEMORY.search(error), NO_SPACE.search(error), killed, not PEER.search(error))
+            return next((place for place, true in enumerate(causes) if true), len(causes)), rank
 
         if not ranks:
             return self._node_ended(now, nodes)
@@ -357,7 +365,9 @@ class Detector:
             host = nodes[node].host
             text = f"Rank {rank} on {host} (node {node}) is stopped by a signal (SIGSTOP), {limit}"
             return self._fault("stall", text, "Find out who stopped it.", now, node, host, rank)
-        step = "The stacks of the hung ranks stand at the end of the rank logs: the rank that is elsewhere is the cause."
+        step = (
+            "The stacks of the hung ranks stand at the end of the rank logs: the rank that is elsewhere is the cause."
+        )
         return self._fault("stall", f"The run stands still, {limit}", step, now)
 
     def _is_done(self) -> bool:
@@ -383,11 +393,9 @@ def _last_error(tail: bytes) -> str:
 
 
 def _listed(ranks: list[int]) -> str:
-    return ", ".join(map(str, ranks[:MAX_PLACES])) + (f" and {len(ranks) - MAX_PLACES} more" * (len(ranks) > MAX_PLACES))
-
-
-def _blames_a_peer(error: str) -> bool:
-    return bool(re.search(r"connection (?:closed|reset|refused)|broken pipe|peer|DistBackendError|NCCL|Timed? ?out", error, re.I))
+    return ", ".join(map(str, ranks[:MAX_PLACES])) + (
+        f" and {len(ranks) - MAX_PLACES} more" * (len(ranks) > MAX_PLACES)
+    )
 
 
 def _signal_name(number: int) -> str:

@@ -1,19 +1,24 @@
-"""The live line of a run: step, loss, TGS and time left."""
+"""The live line of a run: step, loss, TGS against its floor, time left, and the state of the nodes."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from conformance.launch.supervise import Step
+from conformance.launch.detect import NodeView, Step
 from conformance.plan import Plan
+from conformance.spec.floors import find_floor, load_floors
 
 # Where there is no terminal, a line at most this often.
 PLAIN_INTERVAL_SECONDS = 10.0
+# A node speaks once a second; so long without a word is worth a word.
+SILENT_SECONDS = 5.0
+# More nodes than this in trouble are counted, not listed.
+MAX_LISTED = 4
 
 
 class LiveProgress:
@@ -30,6 +35,7 @@ class LiveProgress:
         self._total = 0
         self._first: tuple[float, int] | None = None
         self._printed = 0.0
+        self._figures = self._floor = self._nodes = ""
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("[bold]{task.description}"),
@@ -47,37 +53,57 @@ class LiveProgress:
         self._bar.start()
         return self
 
-    def watch(self, plan: Plan) -> Callable[[Step], None]:
+    def watch(self, plan: Plan) -> LiveProgress:
         """Begin to show a run.
 
         Args:
             plan: What runs.
 
         Returns:
-            What to call for each step.
+            Itself: what to call for each step, and for the state of the nodes.
         """
         self._total = plan.total_steps
-        figures = f"{plan.cards} ranks starting: imports, data, model"
-        self._bar.update(self._task, total=self._total, figures=figures)
-        if not self._console.is_terminal:
-            self._console.print(f"{self._title}: {figures}")
-        return self._step
+        floor = find_floor(load_floors(), plan.workload.name, "tgs", None)
+        self._floor = "" if floor is None else f" (floor {floor.value:,.0f})"
+        self._show(f"{plan.cards} ranks starting: imports, data, model", 0)
+        return self
+
+    def nodes(self, views: Mapping[int, NodeView]) -> None:
+        """Show the state of the nodes; where there is no terminal, when it changes.
+
+        Args:
+            views: What is known of each node; empty of those that have not arrived.
+        """
+        state = describe_nodes(views) if len(views) > 1 else ""
+        if state != self._nodes:
+            self._nodes = state
+            self._show(self._figures, None)
+
+    def step(self, step: Step) -> None:
+        """Show a step; where there is no terminal, now and then.
+
+        Args:
+            step: The step.
+        """
+        now = time.monotonic()
+        self._first = self._first or (now, step.step)
+        left = self._seconds_left(now, step.step)
+        figures = f"step {step.step}  loss {step.loss:.4f}  TGS {step.tgs:,.0f}{self._floor}  left {left}"
+        due = now - self._printed >= PLAIN_INTERVAL_SECONDS or step.step + 1 >= self._total
+        self._show(figures, step.step + 1, due)
+
+    def _show(self, figures: str, completed: int | None, due: bool = True) -> None:
+        self._figures = figures
+        text = f"{figures}  {self._nodes}".rstrip()
+        self._bar.update(self._task, total=self._total or None, completed=completed, figures=text)
+        if due and not self._console.is_terminal:
+            self._printed = time.monotonic()
+            self._console.print(f"{self._title}: {text}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-
-    def _step(self, step: Step) -> None:
-        now = time.monotonic()
-        self._first = self._first or (now, step.step)
-        left = self._seconds_left(now, step.step)
-        figures = f"step {step.step}  loss {step.loss:.4f}  TGS {step.tgs:,.0f}  left {left}"
-        self._bar.update(self._task, completed=step.step + 1, figures=figures)
-        last = step.step + 1 >= self._total
-        if not self._console.is_terminal and (now - self._printed >= PLAIN_INTERVAL_SECONDS or last):
-            self._printed = now
-            self._console.print(f"{self._title}: {figures}")
 
     def _seconds_left(self, now: float, step: int) -> str:
         begun, first = self._first or (now, step)
@@ -85,3 +111,25 @@ class LiveProgress:
             return "?"
         seconds = (now - begun) / (step - first) * (self._total - 1 - step)
         return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def describe_nodes(views: Mapping[int, NodeView]) -> str:
+    """Say in a few words how the nodes of a run are.
+
+    Args:
+        views: What is known of each node.
+
+    Returns:
+        Such as "4 nodes up" or "3 nodes up, node 2 (hostC) silent".
+    """
+    odd = []
+    for node, view in sorted(views.items()):
+        if view.exit_code is not None:
+            odd.append(f"node {node} ({view.host}) ended")
+        elif view.silent_seconds > SILENT_SECONDS:
+            odd.append(f"node {node} ({view.host}) silent")
+        elif view.stopped:
+            odd.append(f"node {node} ({view.host}) has stopped ranks")
+    more = [f"{len(odd) - MAX_LISTED} more in trouble"] if len(odd) > MAX_LISTED else []
+    up = len(views) - len(odd)
+    return ", ".join([f"{up} node{'' if up == 1 else 's'} up", *odd[:MAX_LISTED], *more])

@@ -1,32 +1,18 @@
-"""Watch a started run: report its steps, name its faults, end it when it has to end, and leave no process behind."""
+"""Watch a started run: report its steps, name its faults, end it on every node when it has to end."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-import shutil
-import signal
-import socket
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Protocol
 
-import psutil
-
-from conformance.errors import LaunchError
 from conformance.launch.detect import Detector, Fault, NodeView, Step
-from conformance.launch.torchrun import RUN_MARK
+from conformance.launch.node import Launch, LogReader, Node, signals_raise
 
 POLL_SECONDS = 0.5
-# torchrun gives its workers 30 s to end after SIGTERM; a rank that ignores it that long is killed.
-GRACE_SECONDS = 10.0
-# faulthandler writes a stack in milliseconds; the logs of other nodes arrive once a second.
-STACK_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +20,7 @@ class Ending:
     """How a run ended; completion is judged from the logs, never from this.
 
     Args:
-        exit_code: torchrun's exit code on this node; negative for a signal.
+        exit_code: torchrun's exit code, of the first node where it is not 0; negative for a signal.
         interrupted: Whether the user or the scheduler asked for the end.
         left_over: Processes of the run on this node that had to be killed one by one.
         fault: What went wrong, as far as it was seen; the supervisor ended the run for it, where it had not ended.
@@ -44,6 +30,10 @@ class Ending:
     interrupted: bool
     left_over: int
     fault: Fault | None = None
+
+
+class Interrupted(BaseException):
+    """A signal asked for the end."""
 
 
 class Team(Protocol):
@@ -60,240 +50,74 @@ class _Interrupted(BaseException):
     """A signal asked for the end."""
 
 
-class Node:
-    """torchrun and its workers on this machine.
-
-    Args:
-        command: What to start.
-        environment: Its environment, which marks the node's processes.
-        run: Run directory; the launcher's own output goes to logs/node<rank>/agent.log.
-        node_rank: Index of this node.
-
-    Raises:
-        LaunchError: The launcher could not be started.
-    """
-
-    def __init__(self, command: list[str], environment: Mapping[str, str], run: Path, node_rank: int) -> None:
-        self.node_rank = node_rank
-        self._run = run
-        self._mark = environment[RUN_MARK]
-        self._workers: dict[int, psutil.Process] = {}
-        self._devices = 0
-        logs = run / "logs" / f"node{node_rank}"
-        logs.mkdir(parents=True, exist_ok=True)
-        with (logs / "agent.log").open("ab") as output:
-            try:
-                # A session of its own: the terminal's Ctrl-C reaches us alone, and we end the run in order.
-                self._process = subprocess.Popen(
-                    command, env=environment, stdout=output, stderr=output, cwd=run / "work", start_new_session=True
-                )
-            except OSError as error:
-                raise LaunchError(f"{command[0]} could not be started: {error.strerror}.") from error
-
-    @property
-    def exit_code(self) -> int | None:
-        """torchrun's exit code; None while it runs."""
-        return self._process.poll()
-
-    def view(self) -> NodeView:
-        """This node as it is now.
-
-        Returns:
-            Its view, for the detector.
-        """
-        stopped = []
-        for rank, worker in self._ranks().items():
-            with contextlib.suppress(psutil.Error):
-                if worker.status() == psutil.STATUS_STOPPED:
-                    stopped.append(rank)
-        free = shutil.disk_usage(self._run).free
-        return NodeView(socket.gethostname(), 0.0, self.exit_code, free, tuple(sorted(stopped)))
-
-    def dump_stacks(self) -> None:
-        """Have every rank write its stacks to its log; a rank that a signal has stopped is let go on for it."""
-        for worker in self._ranks().values():
-            with contextlib.suppress(psutil.Error):
-                worker.send_signal(signal.SIGUSR1)
-                worker.resume()
-        time.sleep(STACK_SECONDS)
-
-    def end(self) -> int:
-        """Ask the launcher to end, then kill whatever still carries the node's mark.
-
-        Returns:
-            How many processes had to be killed one by one.
-        """
-        if self._process.poll() is None:
-            self._process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(GRACE_SECONDS)
-        killed = kill_marked(self._mark)
-        self._process.wait()
-        return killed
-
-    def _ranks(self) -> dict[int, psutil.Process]:
-        """torchrun's own children by rank: looked for until all are there, then remembered."""
-        if not self._workers or len(self._workers) < self._devices:
-            with contextlib.suppress(psutil.Error, OSError, ValueError):
-                for child in psutil.Process(self._process.pid).children():
-                    variables = child.environ()
-                    if "LOCAL_RANK" in variables:
-                        self._workers[int(variables["RANK"])] = child
-                        self._devices = int(variables["LOCAL_WORLD_SIZE"])
-        return self._workers
-
-
 def supervise(
-    node: Node, run: Path, detector: Detector, on_step: Callable[[Step], None], team: Team | None = None
+    run: Path,
+    launch: Launch | None,
+    detector: Detector,
+    on_step: Callable[[Step], None],
+    team: Team | None = None,
+    on_nodes: Callable[[Mapping[int, NodeView]], None] = lambda views: None,
 ) -> Ending:
-    """Watch a run from node 0 to its end.
+    """Start a run's processes on this node and watch the run on every node to its end.
 
     Args:
-        node: This node's processes; all are gone afterwards.
         run: Run directory.
+        launch: What to start here; None where all ranks are on other nodes. All its processes are gone afterwards.
         detector: Names what goes wrong.
         on_step: Called for every new step that the logs show, and never again after the end.
         team: The other nodes.
+        on_nodes: Called with the state of the nodes at every look.
 
     Returns:
         How it ended. SIGINT, SIGTERM and SIGHUP end the run cleanly and are told by ``interrupted``.
+
+    Raises:
+        LaunchError: torchrun could not be started.
     """
     reader = LogReader(run / "logs")
-    interrupted = False
+    node: Node | None = None
+    interrupted, left_over = False, 0
     fault: Fault | None = None
-
-    def look() -> bool:
-        """Whether the run is over; what a node has written counts before the node counts as ended."""
-        nonlocal fault
-        views = {node.node_rank: node.view(), **(team.views() if team else {})}
-        now = time.monotonic()
-        for name, data in reader.new_bytes():
-            for step in detector.feed(name, data, now):
-                on_step(step)
-        fault = detector.look(now, views)
-        return fault is not None or all(view.exit_code is not None for view in views.values())
-
-    with signals_raise(_Interrupted):
+    views: dict[int, NodeView] = {}
+    with signals_raise(Interrupted):
         try:
-            while not look():
+            node = Node(launch) if launch else None
+            while True:
+                # Nodes first, logs after: what a node wrote before it ended is read before it counts as ended.
+                views = dict(team.views()) if team else {}
+                if launch and node:
+                    views[launch.node_rank] = node.view()
+                for step in _read(reader, detector):
+                    on_step(step)
+                on_nodes(views)
+                fault = detector.look(time.monotonic(), views)
+                if fault is not None or all(view.exit_code is not None for view in views.values()):
+                    break
                 time.sleep(POLL_SECONDS)
-        except _Interrupted:
+        except Interrupted:
             interrupted = True
         finally:
-            stalled = fault is not None and fault.kind in ("stall", "lost-node")
-            left_over = end_all(node, team, stalled)
-    now = time.monotonic()
-    for name, data in reader.new_bytes():
-        detector.feed(name, data, now)
-    if fault is not None and stalled:
+            hung = fault is not None and fault.kind in ("stall", "lost-node")
+            left_over = _end(node, team, hung)
+    _read(reader, detector)
+    if fault is not None and hung:
         fault = dataclasses.replace(fault, message=fault.message + detector.stacks())
-    exit_code = node.exit_code
-    assert exit_code is not None  # it was waited for
-    return Ending(exit_code, interrupted, left_over, fault)
+    codes = [node.exit_code if node else 0, *(view.exit_code for view in views.values())]
+    return Ending(next((code for code in codes if code), 0), interrupted, left_over, fault)
 
 
-def end_all(node: Node, team: Team | None, with_stacks: bool) -> int:
-    """End a run on every node.
+def _read(reader: LogReader, detector: Detector) -> list[Step]:
+    now = time.monotonic()
+    return [step for name, data in reader.new_bytes() for step in detector.feed(name, data, now)]
 
-    Args:
-        node: This node's processes.
-        team: The other nodes.
-        with_stacks: Whether to capture the stacks of all ranks first.
 
-    Returns:
-        How many processes had to be killed one by one on this node.
-    """
-    if with_stacks:
+def _end(node: Node | None, team: Team | None, hung: bool) -> int:
+    """End the run on every node; return how many processes had to be killed one by one on this one."""
+    if hung and node:
         node.dump_stacks()
     try:
         if team:
-            team.stop(with_stacks)
+            team.stop(hung)
     finally:
-        killed = node.end()
-    return killed
-
-
-@contextlib.contextmanager
-def signals_raise(error: type[BaseException]) -> Iterator[None]:
-    """Raise an exception in place of SIGINT, SIGTERM and SIGHUP, once.
-
-    Args:
-        error: What to raise.
-    """
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        # A second signal must not break the clean-up that the first one started.
-        for each in before:
-            signal.signal(each, signal.SIG_IGN)
-        raise error
-
-    # nohup's choice to ignore SIGHUP stands.
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number in numbers:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def kill_marked(mark: str) -> int:
-    """Kill every process on this machine that carries a mark, whatever became of its parents.
-
-    Args:
-        mark: Value of RUN_MARK in their environment.
-
-    Returns:
-        How many were killed.
-    """
-    killed = 0
-    while survivors := _marked(mark):
-        for survivor in survivors:
-            with contextlib.suppress(psutil.Error):
-                survivor.kill()
-        _, alive = psutil.wait_procs(survivors, timeout=GRACE_SECONDS)
-        killed += len(survivors) - len(alive)
-        if alive:  # in an uninterruptible call; nothing more can be done from here
-            break
-    return killed
-
-
-def _marked(mark: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if (
-                process.pid != os.getpid()
-                and process.status() != psutil.STATUS_ZOMBIE
-                and process.environ().get(RUN_MARK) == mark
-            ):
-                found.append(process)
-    return found
-
-
-class LogReader:
-    """Reads what was appended to a run's logs since the last look.
-
-    Args:
-        logs: The run's logs folder.
-    """
-
-    def __init__(self, logs: Path) -> None:
-        self._logs = logs
-        self._offsets: dict[Path, int] = {}
-
-    def new_bytes(self) -> Iterator[tuple[str, bytes]]:
-        """What each log has more than at the last call.
-
-        Yields:
-            The log's name, such as logs/node0/rank0.log, and its new bytes.
-        """
-        for log in sorted(self._logs.glob("node*/*.log")):
-            with log.open("rb") as stream:
-                stream.seek(self._offsets.get(log, 0))
-                fresh = stream.read()
-            if fresh:
-                self._offsets[log] = self._offsets.get(log, 0) + len(fresh)
-                yield log.relative_to(self._logs.parent).as_posix(), fresh
+        left_over = node.end() if node else 0
+    return left_over

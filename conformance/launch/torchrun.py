@@ -18,7 +18,7 @@ RECORDED_PREFIXES = (
 )  # fmt: skip
 RECORDED_NAMES = ("CUBLAS_WORKSPACE_CONFIG", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "RANK", "WORLD_SIZE")
 # Set on every process that a run starts, so that it can find its own, whatever became of their parents.
-RUN_MARK = "CONFORMANCE_RUN_DIR"
+RUN_MARK = "CONFORMANCE_RUN"
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,31 @@ def command(
     ]
 
 
-def environment(run: Path) -> dict[str, str]:
-    """The environment of the training processes.
+def environment(run: Path, node_rank: int = 0) -> dict[str, str]:
+    """The environment of the training processes of a node.
 
     Args:
-        run: Run directory, which marks the processes.
+        run: Run directory.
+        node_rank: Index of the node.
 
     Returns:
         This process's environment, the mark, and where bytecode goes: InternEvo's tree stays as it was published,
         and bytecode that lies in it is not believed.
     """
-    return {**os.environ, RUN_MARK: str(run), "PYTHONPYCACHEPREFIX": str(run / "work" / "pycache")}
+    return {**os.environ, RUN_MARK: mark(run, node_rank), "PYTHONPYCACHEPREFIX": str(run / "work" / "pycache")}
+
+
+def mark(run: Path, node_rank: int) -> str:
+    """What marks the processes of one node of a run; agents of several nodes may share a machine.
+
+    Args:
+        run: Run directory.
+        node_rank: Index of the node.
+
+    Returns:
+        Value of RUN_MARK.
+    """
+    return f"{run}:{node_rank}"
 
 
 def recorded(variables: Mapping[str, str]) -> dict[str, str]:

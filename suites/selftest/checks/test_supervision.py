@@ -2,8 +2,11 @@
 
 import pytest
 
-from conformance.checks.finding import Result
-from conformance.checks.supervision import faults
+from conformance import evidence
+from conformance.checks.finding import Result, Verdict
+from conformance.checks.supervision import even, faults
+from conformance.evidence import RunDirectory
+from conformance.judgement import judge
 
 FAULT = {"kind": "stall", "message": "The run stands still.", "next_step": "Look at the stacks."}
 
@@ -23,3 +26,59 @@ def test_each_fault_is_a_failure_in_its_own_words():
 def test_a_run_that_nobody_watched_is_not_green(record):
     (finding,) = faults(record)
     assert finding.result is Result.ERROR
+
+
+HEADER = "timestamp, index, uuid, utilization.gpu [%], power.draw [W], clocks.current.sm [MHz]"
+
+
+def telemetry(*clocks, samples=100, percent=99):
+    rows = [
+        f"2026/01/01 00:00:{second % 60:02}.000, {index}, GPU-{index}, {percent} %, 650.1 W, {clock} MHz"
+        for second in range(samples)
+        for index, clock in enumerate(clocks)
+    ]
+    return [HEADER, *rows, "2026/01/01 00:0"]
+
+
+def test_devices_of_one_speed():
+    finding = even({"environment/telemetry-node0.csv": telemetry(1755, 1740, 1755)})
+    assert (finding.check, finding.result, finding.value) == ("run-clocks", Result.PASS, 1740)
+
+
+def test_a_slow_device_is_named_with_its_node():
+    files = {f"environment/telemetry-node{node}.csv": telemetry(1755, 1200 if node else 1755) for node in (0, 1)}
+    finding = even(files)
+    assert finding.result is Result.FAIL
+    assert "device 1 of node 1, held 1200 MHz" in finding.message
+    assert "the others 1755 MHz" in finding.message
+    assert finding.margin < 0
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [],
+        ["timestamp, index, utilization.cpu [%], clocks.cpu [MHz]", "x, 0, 99.0, 2000"],
+        telemetry(1755),
+        telemetry(1755, 300, samples=20),
+        telemetry(1755, 300, percent=10),
+        telemetry("[N/A]", "[N/A]"),
+    ],
+)
+def test_what_does_not_tell_is_skipped(lines):
+    assert even({"environment/telemetry-node0.csv": lines}).result is Result.SKIP
+
+
+def test_a_fault_decides_the_verdict_of_a_run_whose_logs_are_good(run):
+    assert judge(RunDirectory(run)).verdict is Verdict.REHEARSAL
+    evidence.write_json(run, evidence.FAULTS, {"faults": [FAULT]})
+    assert judge(RunDirectory(run)).verdict is Verdict.NOT_CONFORMANT
+    (run / evidence.FAULTS).unlink()
+    assert judge(RunDirectory(run)).verdict is Verdict.INCONCLUSIVE
+
+
+def test_a_slow_device_is_reported_and_decides_nothing(run):
+    (run / "environment/telemetry-node0.csv").write_text("\n".join(telemetry(1755, 1200)))
+    judgement = judge(RunDirectory(run))
+    assert next(f for f in judgement.findings if f.check == "run-clocks").result is Result.FAIL
+    assert judgement.verdict is Verdict.REHEARSAL

@@ -1,0 +1,328 @@
+"""The nodes of a run: each one's logs and state go to node 0, and node 0's orders to each, over torch's TCPStore.
+
+Keys: arrivals/N, hello/N and ready/N from node N; job and order for all; up/N/0, up/N/1, ... the messages of node N,
+each a JSON line and bytes; verdict for all; bye/N.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from conformance.errors import LaunchError
+from conformance.launch.detect import NodeView
+
+# Pods and jobs of one run start minutes apart where images are pulled first.
+ARRIVAL_SECONDS = 600.0
+EXCHANGE_SECONDS = 1.0
+# Hashing and judging a long run takes a while; the nodes wait for the verdict that long.
+VERDICT_SECONDS = 900.0
+# How long the end of a run may take on another node: stacks, torchrun's 10 s of grace, the last log bytes.
+STOP_SECONDS = 60.0
+CHUNK_BYTES = 1 << 20
+RUN, STOP, STOP_WITH_STACKS = "run", "stop", "stop with stacks"
+# What a node may send: its own logs and records, nothing else.
+SENDABLE = r"logs/node{0}/(?:rank\d{{1,7}}|agent)\.log|environment/(?:rank\d{{1,7}}\.json|telemetry-node{0}\.csv)"
+
+
+def _store(address: str, port: int, is_host: bool, seconds: float) -> Any:
+    from torch.distributed import TCPStore  # only runs on several nodes pay for torch in this process
+
+    try:
+        return TCPStore(address, port, None, is_host, timedelta(seconds=seconds), wait_for_workers=False)
+    except Exception as error:  # torch's own errors differ between versions and vendors' builds
+        what = "cannot be opened" if is_host else f"was not reached within {seconds:.0f} s"
+        raise LaunchError(
+            f"The suite's port {port} on node 0 ({address}) {what}: {str(error).splitlines()[0]}",
+            "Start the same command on node 0, check --master-addr, and open --master-port and the port after it.",
+        ) from error
+
+
+class Host:
+    """Node 0's end.
+
+    Args:
+        port: TCP port to listen on.
+        others: Indices of the nodes that are to arrive.
+        run: Run directory; what the others send is written there.
+    """
+
+    def __init__(self, port: int, others: Iterable[int], run: Path) -> None:
+        self._store = _store("localhost", port, True, VERDICT_SECONDS)
+        self._others = tuple(others)
+        self._run = run
+        self._next = dict.fromkeys(self._others, 0)
+        self._views: dict[int, NodeView] = {}
+        self._heard: dict[int, float] = {}
+        self._gone: set[int] = set()
+
+    def gather(
+        self, request: Mapping[str, Any], job: Callable[[Mapping[int, Any]], Mapping[str, Any]],
+        starter_failed: Callable[[], str] = lambda: "", seconds: float = ARRIVAL_SECONDS,
+    ) -> None:  # fmt: skip
+        """Wait for every node, give each the job, and let all begin at once.
+
+        Args:
+            request: What was asked for on node 0; a node that was asked for something else is refused.
+            job: Given every node's hello, what a node needs to know to begin.
+            starter_failed: What went wrong with whatever starts the other nodes; empty while all is well.
+            seconds: How long to wait.
+
+        Raises:
+            LaunchError: A node did not arrive, was asked for something else, or cannot take part.
+        """
+        try:
+            hellos = self._collect("hello", seconds, starter_failed)
+            for node, hello in hellos.items():
+                if hello["request"] not in (None, dict(request)):
+                    raise LaunchError(
+                        f"Node {node} ({hello['host']}) was started for {hello['request']}; "
+                        f"node 0 for {dict(request)}.",
+                        "Start the same command, with the same options, on every node.",
+                    )
+            self._store.set("job", json.dumps(job(hellos)))
+            for node, ready in self._collect("ready", seconds, starter_failed).items():
+                if ready["error"]:
+                    raise LaunchError(f"Node {node} ({hellos[node]['host']}) cannot take part: {ready['error']}")
+        except LaunchError as error:
+            self._store.set("job", json.dumps({"refused": str(error)}))
+            self._store.set("order", STOP)
+            time.sleep(2 * EXCHANGE_SECONDS)  # the nodes that did arrive learn why nothing comes of it
+            raise
+        for node, hello in hellos.items():
+            self._views[node] = NodeView(hello["host"], 0.0, None, 1 << 62)
+            self._heard[node] = time.monotonic()
+        self._store.set("order", RUN)
+
+    def _collect(self, what: str, seconds: float, starter_failed: Callable[[], str]) -> dict[int, Any]:
+        end = time.monotonic() + seconds
+        found: dict[int, Any] = {}
+        while len(found) < len(self._others):
+            for node in self._others:
+                if node not in found and self._store.check([f"{what}/{node}"]):
+                    found[node] = json.loads(self._store.get(f"{what}/{node}"))
+            missing = [node for node in self._others if node not in found]
+            fault = starter_failed()
+            if missing and (fault or time.monotonic() > end):
+                listed = ", ".join(map(str, missing))
+                came = ", ".join(f"{node} ({one.get('host', '')})" for node, one in sorted(found.items()))
+                raise LaunchError(
+                    f"Of {len(self._others)} nodes to arrive, "
+                    f"{'node' if len(missing) == 1 else 'nodes'} {listed} did not"
+                    + (f": {fault}" if fault else f" within {seconds:.0f} s")
+                    + f"; arrived: {came or 'none'}.",
+                    "Start the same command on every node, each with its own --node-rank.",
+                )
+            time.sleep(0.1)
+        return found
+
+    def views(self) -> dict[int, NodeView]:
+        """What is known of each node now.
+
+        Returns:
+            Views by node; the log bytes that they sent lie in the run directory.
+        """
+        for node in self._others:
+            while self._store.check([key := f"up/{node}/{self._next[node]}"]):
+                message = self._store.get(key)
+                self._store.delete_key(key)
+                self._next[node] += 1
+                self._heard[node] = time.monotonic()
+                self._take(node, message)
+        now = time.monotonic()
+        return {n: dataclasses.replace(v, silent_seconds=now - self._heard[n]) for n, v in self._views.items()}
+
+    def _take(self, node: int, message: bytes) -> None:
+        head, _, data = message.partition(b"\n")
+        told = json.loads(head)
+        if "name" in told:
+            name = str(told["name"])
+            if not re.fullmatch(SENDABLE.format(node), name):
+                raise LaunchError(f"Node {node} sent {name!r}, which is not a log or record of its own.")
+            (self._run / name).parent.mkdir(parents=True, exist_ok=True)
+            with (self._run / name).open("ab") as stream:
+                stream.write(data)
+        else:
+            told["stopped"] = tuple(told["stopped"])
+            if told.pop("last"):
+                self._gone.add(node)
+            self._views[node] = NodeView(silent_seconds=0.0, **told)
+
+    def stop(self, with_stacks: bool) -> None:
+        """Have every node end the run, and wait until each has sent its last.
+
+        Args:
+            with_stacks: Whether they capture their ranks' stacks first.
+        """
+        self._store.set("order", STOP_WITH_STACKS if with_stacks else STOP)
+        end = time.monotonic() + STOP_SECONDS
+        lost = {n for n, view in self.views().items() if view.silent_seconds > 10 * EXCHANGE_SECONDS}
+        while not self._gone | lost >= set(self._others) and time.monotonic() < end:
+            time.sleep(0.2)
+            lost |= {n for n, view in self.views().items() if view.silent_seconds > 10 * EXCHANGE_SECONDS}
+
+    def publish(self, verdict: Mapping[str, Any]) -> None:
+        """Tell every node what came of the run, and wait until those that can have heard it.
+
+        Args:
+            verdict: What to tell, for json.
+        """
+        self._store.set("verdict", json.dumps(verdict))
+        end = time.monotonic() + 10 * EXCHANGE_SECONDS
+        keys = [f"bye/{node}" for node in self._gone]
+        while time.monotonic() < end and not all(self._store.check([key]) for key in keys):
+            time.sleep(0.1)
+
+
+class Member:
+    """Another node's end; a thread of its own talks to node 0, so that a dead link blocks nothing else.
+
+    Args:
+        address: Node 0.
+        port: Its port.
+        node: Index of this node.
+        request: What was asked for here; None to take what node 0 was asked for.
+        seconds: How long to wait for node 0.
+    """
+
+    def __init__(
+        self, address: str, port: int, node: int, request: Mapping[str, Any] | None, seconds: float = ARRIVAL_SECONDS
+    ) -> None:
+        self.node = node
+        self._store = _store(address, port, False, seconds)
+        self._store.set_timeout(timedelta(seconds=VERDICT_SECONDS))  # the other nodes may arrive much later
+        if self._store.add(f"arrivals/{node}", 1) > 1:
+            raise LaunchError(
+                f"Another process has arrived as node {node} of this run.", "Give every node its own --node-rank."
+            )
+        hello = {"host": socket.gethostname(), "request": request, "address": _own_address(address, port)}
+        self._store.set(f"hello/{node}", json.dumps(hello))
+        self.job: Mapping[str, Any] = json.loads(self._get("job"))
+        self._refuse_if_told()
+        self.lost_seconds = float(self.job["lost_node_seconds"])
+        self.order = RUN
+        self.heard = time.monotonic()
+        self.verdict: Mapping[str, Any] | None = None
+        self._state: dict[str, Any] = {}
+        self._sent: dict[Path, int] = {}
+        self._count = 0
+        self._last = False
+
+    def ready(self, error: str = "") -> None:
+        """Say that this node can begin, and wait until all can.
+
+        Args:
+            error: Why it cannot.
+
+        Raises:
+            LaunchError: Another node cannot, or node 0 is gone.
+        """
+        self._store.set(f"ready/{self.node}", json.dumps({"error": error}))
+        if self._get("order").decode() != RUN:
+            self.job = json.loads(self._get("job"))
+            self._refuse_if_told()
+
+    def begin(self, run: Path | None) -> None:
+        """Start to exchange.
+
+        Args:
+            run: Run directory whose files go to node 0; None where node 0 sees them itself.
+        """
+        self.heard = time.monotonic()
+        self._thread = threading.Thread(target=self._exchange, args=(run,), daemon=True)
+        self._thread.start()
+
+    def tell(self, view: NodeView) -> None:
+        """Say how this node is.
+
+        Args:
+            view: Its view.
+        """
+        state = dataclasses.asdict(view)
+        del state["silent_seconds"]
+        self._state = state
+
+    def finish(self) -> Mapping[str, Any]:
+        """Send the last log bytes and wait for the verdict.
+
+        Returns:
+            What node 0 published.
+
+        Raises:
+            LaunchError: Node 0 ended without a verdict.
+        """
+        self._last = True
+        end = time.monotonic() + VERDICT_SECONDS
+        while self._thread.is_alive() and time.monotonic() < end and self.silent_seconds < self.lost_seconds:
+            self._thread.join(0.2)
+        if self.verdict is None:
+            raise LaunchError(
+                "Node 0 has gone without a verdict; this node's part of the run was ended.", "See node 0's terminal."
+            )
+        return self.verdict
+
+    @property
+    def silent_seconds(self) -> float:
+        """Since node 0 was last heard of."""
+        return time.monotonic() - self.heard
+
+    def _exchange(self, run: Path | None) -> None:
+        try:
+            while self.verdict is None:
+                last = self._last  # read before the files: what was written before the end is sent before the end
+                if self._state:
+                    for name, data in self._fresh(run) if run else ():
+                        self._put({"name": name}, data)
+                    self._put({**self._state, "last": last})
+                self.order = self._get("order").decode()
+                self.heard = time.monotonic()
+                while last and self.verdict is None:
+                    if self._store.check(["verdict"]):
+                        self.verdict = json.loads(self._get("verdict"))
+                        self._store.set(f"bye/{self.node}", "")
+                    self.heard = time.monotonic()
+                    time.sleep(0.2)
+                time.sleep(EXCHANGE_SECONDS)
+        except Exception:  # the connection is gone; `heard` stands still, and the main thread draws the conclusion
+            return
+
+    def _fresh(self, run: Path) -> Iterator[tuple[str, bytes]]:
+        for path in sorted([*run.glob(f"logs/node{self.node}/*.log"), *run.glob("environment/*")]):
+            with path.open("rb") as stream:
+                stream.seek(self._sent.get(path, 0))
+                # A log that stays empty is sent too: it shows that its rank was there.
+                while (data := stream.read(CHUNK_BYTES)) or path not in self._sent:
+                    self._sent[path] = stream.tell()
+                    yield path.relative_to(run).as_posix(), data
+
+    def _put(self, head: Mapping[str, Any], data: bytes = b"") -> None:
+        self._store.set(f"up/{self.node}/{self._count}", json.dumps(head).encode() + b"\n" + data)
+        self._count += 1
+
+    def _get(self, key: str) -> bytes:
+        try:
+            return bytes(self._store.get(key))
+        except Exception as error:  # torch's own errors differ between versions and vendors' builds
+            raise LaunchError(f"Node 0 is gone: {str(error).splitlines()[0]}", "See node 0's terminal.") from error
+
+    def _refuse_if_told(self) -> None:
+        if "refused" in self.job:
+            raise LaunchError(f"Node 0 called the run off: {self.job['refused']}")
+
+
+def _own_address(address: str, port: int) -> str:
+    """This machine's address as node 0 sees it; a UDP socket finds the route and sends nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, port))
+        except OSError:
+            return socket.gethostname()
+        return str(probe.getsockname()[0])

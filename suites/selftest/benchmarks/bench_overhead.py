@@ -1,0 +1,96 @@
+"""What the suite costs the training: TGS under the suite over TGS of the bare torchrun command, in interleaved pairs.
+
+The bare run is the very command that the suite recorded, with the same configuration, started alone: no supervisor, no
+telemetry, no live display. Pairs alternate in order, so that a drifting clock or temperature favours neither.
+
+    python suites/selftest/benchmarks/bench_overhead.py --pairs 5 -m slice --internevo PATH
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from conformance import evidence
+from conformance.launch import torchrun
+from conformance.launch.detect import STEP
+
+ROOT = Path(__file__).resolve().parents[3]
+# The first steps warm up: allocator, kernels, graph compilation.
+WARM_UP_STEPS = 2
+
+
+def main() -> int:
+    """Measure and print.
+
+    Returns:
+        0.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=3, metavar="N", help="pairs of runs (default: 3)")
+    args, options = parser.parse_known_args()
+    options = options or ["-m", "tiny"]
+    ratios = []
+    with tempfile.TemporaryDirectory(prefix="overhead-") as folder:
+        place = Path(folder)
+        model = under_suite(place / "model", options)  # warms every cache, and says what the bare command is
+        print(f"warm-up: {median_tgs(model):.1f} TGS", flush=True)
+        for pair in range(args.pairs):
+            tgs: dict[str, float] = {}
+            for side in ("suite", "bare") if pair % 2 == 0 else ("bare", "suite"):
+                run = place / f"{side}{pair}"
+                tgs[side] = median_tgs(under_suite(run, options) if side == "suite" else bare(run, model))
+                shutil.rmtree(run)
+            ratios.append(tgs["suite"] / tgs["bare"])
+            print(
+                f"pair {pair}: suite {tgs['suite']:.1f} TGS, bare {tgs['bare']:.1f} TGS, ratio {ratios[-1]:.4f}",
+                flush=True,
+            )
+    spread = f", from {min(ratios):.4f} to {max(ratios):.4f}" if len(ratios) > 1 else ""
+    print(f"median of {len(ratios)} ratios: {statistics.median(ratios):.4f}{spread}")
+    return 0
+
+
+def under_suite(run: Path, options: list[str]) -> Path:
+    """Make a run with the suite; the verdict does not matter here, the steps do."""
+    command = [sys.executable, "-m", "pytest", "suites/perf", "-q", "--run-dir", str(run)]
+    told = subprocess.run([*command, "--reports", str(run.parent), *options], cwd=ROOT, capture_output=True, text=True)
+    if not (run / evidence.RUN).exists():
+        raise SystemExit(f"The suite made no run:\n{told.stdout[-2000:]}{told.stderr[-2000:]}")
+    return run
+
+
+def bare(run: Path, model: Path) -> Path:
+    """Run the recorded command alone, in a run directory with the same configuration."""
+    evidence.create_run_directory(run)
+    shutil.copytree(model / "configs", run / "configs", dirs_exist_ok=True)
+    shutil.copyfile(model / "work/worker.json", run / "work/worker.json")
+    recorded = json.loads((model / evidence.RUN).read_text())["command"]
+    port = f"--master_port={torchrun.free_port()}"
+    command = [
+        str(run) if part == "RUN" else port if part.startswith("--master_port=") else part for part in recorded[1:]
+    ]
+    with (run / "agent.log").open("wb") as output:
+        subprocess.run(
+            [sys.executable, *command], cwd=run / "work", env=torchrun.environment(run), stdout=output, stderr=output
+        )
+    return run
+
+
+def median_tgs(run: Path) -> float:
+    """Median TGS of a run's steps after the warm-up."""
+    logs = b"".join(log.read_bytes() for log in sorted(run.glob("logs/node*/rank*.log")))
+    speeds = [float(match["tgs"]) for match in STEP.finditer(logs) if int(match["step"]) >= WARM_UP_STEPS]
+    if not speeds:
+        raise SystemExit(f"The run in {run} logged no step after its warm-up:\n{logs[-2000:].decode(errors='replace')}")
+    return statistics.median(speeds)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

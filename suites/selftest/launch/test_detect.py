@@ -1,0 +1,232 @@
+"""Faults are named from log bytes, node views and a clock alone; each has the run without it beside it."""
+
+import signal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conformance.launch.advice import memory_advice
+from conformance.launch.detect import NAN_STEPS, SETTLE_SECONDS, Detector, Limits, NodeView, Step, limits_for
+from conformance.plan import Topology, make_plan
+from conformance.spec import load_workload
+
+LIMITS = Limits(start_seconds=100, stall_factor=10, stall_floor_seconds=20, lost_node_seconds=30, min_free_bytes=1000)
+FINE = NodeView("hostA", 0.0, None, 10_000)
+RANK0, RANK1, AGENT = "logs/node0/rank0.log", "logs/node0/rank1.log", "logs/node0/agent.log"
+
+
+def line(step, loss="2.5"):
+    return (
+        f"2026-01-01 00:00:00,000\tINFO t.py:1 in f -- tflops=1.0 step={step} loss={loss} "
+        "tgs (tokens/gpu/second)=100.5 tgs/last_tgs_1=100.5 \n"
+    ).encode()
+
+
+def raised(error, rank=0):
+    return (
+        f"2026-01-01 00:00:01,000\tERROR train.py:9 in <module> -- Raise exception from hostA with rank id: {rank}\n"
+        f'Traceback (most recent call last):\n  File "t.py", line 1, in f\n    g()\n{error}\n'
+    ).encode()
+
+
+def failed(exit_code, local_rank, pid=77):
+    return (
+        f"E1123 20:31:38.8 12 torch/distributed/elastic/multiprocessing/api.py:984] failed (exitcode: {exit_code}) "
+        f"local_rank: {local_rank} (pid: {pid}) of binary: python\n"
+    ).encode()
+
+
+@pytest.fixture
+def detector():
+    """A run of two ranks on a node, two steps in, one a second."""
+    made = Detector(2, 100, LIMITS, started=0.0, memory_advice="--set micro_bsz=1")
+    for step in range(3):
+        made.feed(RANK0, line(step), now=10.0 + step)
+    return made
+
+
+def after_settling(detector, nodes=None, now=12.0):
+    nodes = nodes or {0: FINE}
+    assert detector.look(now, nodes) is None  # another rank may have been first
+    return detector.look(now + SETTLE_SECONDS, nodes)
+
+
+def test_all_is_well(detector):
+    assert detector.look(13.0, {0: FINE}) is None
+
+
+def test_a_rank_killed_by_a_signal(detector):
+    detector.feed(AGENT, failed(-9, 1), now=12.0)
+    fault = after_settling(detector)
+    assert (fault.kind, fault.node, fault.host, fault.rank, fault.last_step) == ("rank-died", 0, "hostA", 1, 2)
+    assert "SIGKILL" in fault.message
+    assert "last good step: 2" in fault.message
+
+
+def test_the_rank_that_was_killed_is_named_before_those_that_lost_it(detector):
+    detector.feed(RANK0, raised("RuntimeError: Connection closed by peer [127.0.0.1]:4"), now=12.0)
+    detector.feed(AGENT, failed(-9, 1), now=14.0)
+    detector.feed(AGENT, failed(-15, 0), now=14.0)
+    fault = after_settling(detector)
+    assert (fault.kind, fault.rank) == ("rank-died", 1)
+    assert "1 other rank after it" in fault.message
+
+
+def test_an_exception_is_named_before_the_connection_errors_that_follow(detector):
+    detector.feed(RANK0, raised("RuntimeError: Connection reset by peer"), now=12.0)
+    detector.feed(RANK1, raised("StopIteration", rank=1), now=12.1)
+    fault = after_settling(detector)
+    assert (fault.kind, fault.rank) == ("exception", 1)
+    assert "StopIteration" in fault.message
+    assert "exit code 0" in fault.message
+
+
+def test_out_of_memory_comes_with_ways_to_shrink(detector):
+    detector.feed(RANK0, raised("RuntimeError: Connection closed by peer"), now=12.0)
+    detector.feed(
+        RANK1, raised("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 27.00 GiB.", 1), now=12.5
+    )
+    fault = after_settling(detector)
+    assert (fault.kind, fault.rank, fault.next_step) == ("out-of-memory", 1, "--set micro_bsz=1")
+
+
+def test_out_of_memory_that_was_not_caught(detector):
+    detector.feed(
+        RANK1, b"Traceback (most recent call last):\n  x\ntorch.OutOfMemoryError: NPU out of memory.\n", now=12
+    )
+    detector.feed(AGENT, failed(1, 1), now=12.5)
+    assert after_settling(detector, now=12.5).kind == "out-of-memory"
+
+
+def test_a_disk_that_a_rank_found_full(detector):
+    detector.feed(RANK0, raised("OSError: [Errno 28] No space left on device"), now=12.0)
+    fault = after_settling(detector)
+    assert (fault.kind, fault.rank) == ("full-disk", 0)
+
+
+def test_a_disk_that_is_about_to_be_full(detector):
+    assert detector.look(13.0, {0: NodeView("hostA", 0.0, None, 1000)}) is None
+    fault = detector.look(13.0, {0: NodeView("hostA", 0.0, None, 999)})
+    assert (fault.kind, fault.host) == ("full-disk", "hostA")
+
+
+@pytest.mark.parametrize("loss", ["nan", "inf", "-inf"])
+def test_a_loss_that_stays_no_number(detector, loss):
+    for step in range(3, 3 + NAN_STEPS - 1):
+        detector.feed(RANK0, line(step, loss), now=13.0)
+    assert detector.look(13.0, {0: FINE}) is None
+    detector.feed(RANK0, line(9, loss), now=14.0)
+    assert detector.look(14.0, {0: FINE}).kind == "nan-loss"
+
+
+def test_one_overflow_is_no_fault(detector):
+    for step in range(3, 30):
+        detector.feed(RANK0, line(step, "nan" if step % NAN_STEPS == 0 else "2.5"), now=13.0 + step / 10)
+    assert detector.look(17.0, {0: FINE}) is None
+
+
+@pytest.mark.parametrize(("step_seconds", "limit"), [(1.0, 20.0), (3.0, 30.0)])
+def test_a_stall_is_k_times_the_median_step_or_the_floor(step_seconds, limit):
+    detector = Detector(2, 100, LIMITS, started=0.0)
+    for step in range(5):
+        detector.feed(RANK0, line(step), now=step * step_seconds)
+    last = 4 * step_seconds
+    assert detector.look(last + limit - 0.1, {0: FINE}) is None
+    fault = detector.look(last + limit, {0: FINE})
+    assert (fault.kind, fault.last_step) == ("stall", 4)
+    assert f"limit {limit:.0f} s" in fault.message
+
+
+def test_the_start_has_a_limit_of_its_own():
+    detector = Detector(2, 100, LIMITS, started=0.0)
+    assert detector.look(99.9, {0: FINE}) is None
+    fault = detector.look(100.0, {0: FINE})
+    assert (fault.kind, fault.last_step) == ("stall", None)
+    assert "before the first step" in fault.message
+
+
+def test_a_stopped_rank_is_named_when_the_run_stands_still(detector):
+    nodes = {0: FINE, 1: NodeView("hostB", 0.0, None, 10_000, stopped=(3,))}
+    assert detector.look(13.0, nodes) is None
+    fault = detector.look(32.0, nodes)
+    assert (fault.kind, fault.node, fault.host, fault.rank) == ("stall", 1, "hostB", 3)
+
+
+def test_processes_that_do_not_end_are_a_stall():
+    detector = Detector(1, 3, LIMITS, started=0.0)
+    for step in range(3):
+        detector.feed(RANK0, line(step), now=float(step))
+    fault = detector.look(22.0, {0: FINE})
+    assert fault.kind == "stall"
+    assert "did not end" in fault.message
+
+
+def test_a_lost_node_is_named_before_the_stall_that_follows(detector):
+    nodes = {0: FINE, 1: NodeView("hostB", 29.9, None, 10_000)}
+    assert detector.look(13.0, nodes) is None
+    fault = detector.look(45.0, {0: FINE, 1: NodeView("hostB", 32.0, None, 10_000)})
+    assert (fault.kind, fault.node, fault.host) == ("lost-node", 1, "hostB")
+    assert "32 s" in fault.message
+
+
+def test_a_torchrun_that_fails_by_itself(detector):
+    detector.feed(AGENT, b"Traceback (most recent call last):\n  x\nRuntimeError: address already in use\n", now=12.0)
+    fault = detector.look(12.0, {0: NodeView("hostA", 0.0, 1, 10_000)})
+    assert fault.kind == "node-ended"
+    assert "address already in use" in fault.message
+
+
+def test_a_run_that_ended_well_has_no_fault(detector):
+    assert detector.look(500.0, {0: NodeView("hostA", 0.0, 0, 10_000)}) is None
+
+
+def test_a_rank_of_another_node_is_numbered_and_placed():
+    detector = Detector(8, 100, LIMITS, started=0.0)
+    detector.feed("logs/node2/agent.log", failed(-signal.SIGSEGV, 5), now=1.0)
+    nodes = {2: NodeView("hostC", 0.0, 1, 10_000), 0: NodeView("hostA", 0.0, 1, 10_000)}
+    fault = detector.look(1.0, nodes)
+    assert (fault.rank, fault.node, fault.host) == (21, 2, "hostC")
+    assert "SIGSEGV" in fault.message
+
+
+def test_stacks_say_where_each_rank_was(detector):
+    stack = b'Current thread 0x00007f (most recent call first):\n  File "/x/torch/dist.py", line 7 in all_reduce\n  x\n'
+    detector.feed(RANK0, stack, now=30.0)
+    detector.feed(RANK1, stack.replace(b"all_reduce", b"forward"), now=30.0)
+    assert detector.stacks() == " Stacks: rank 0 in all_reduce (dist.py:7); rank 1 in forward (dist.py:7)."
+
+
+@given(st.lists(st.integers(1, 200), max_size=40))
+def test_steps_do_not_depend_on_how_the_bytes_were_cut(cuts):
+    text = b"noise\n" + b"".join(line(step) for step in range(8)) + b"cut off step=9 loss=1"
+    detector = Detector(1, 100, LIMITS, started=0.0)
+    seen, at = [], 0
+    for cut in [*cuts, len(text)]:
+        seen += detector.feed(RANK0, text[at : at + cut], now=1.0)
+        at += cut
+    assert seen == [Step(step, 2.5, 100.5) for step in range(8)]
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_break_it(data):
+    detector = Detector(1, 100, LIMITS, started=0.0)
+    for name in (RANK0, AGENT):
+        detector.feed(name, data + b"\n", now=1.0)
+    detector.look(1.0, {0: FINE})
+    detector.look(50.0, {0: FINE})
+
+
+def test_the_advice_keeps_the_batch_and_needs_less():
+    plan = make_plan(load_workload("llama2-7b-perf"), Topology(4, 8))
+    advice = memory_advice(plan)
+    assert "--set tensor=2" in advice
+    assert "--set checkpoint=true" in advice
+    smaller = make_plan(plan.workload, plan.topology, {"tensor": 2})
+    assert smaller.global_batch_size == plan.global_batch_size
+    assert f"--set tensor=2 ({smaller.memory.peak:.1f} GiB)" in advice
+
+
+def test_a_run_that_writes_checkpoints_may_stand_still_for_longer():
+    perf, accuracy = (make_plan(load_workload(f"llama2-7b-{kind}"), Topology(8, 8)) for kind in ("perf", "accuracy"))
+    assert limits_for(accuracy).stall_floor_seconds > limits_for(perf).stall_floor_seconds

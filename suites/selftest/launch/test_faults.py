@@ -1,0 +1,221 @@
+"""Faults injected into real trainings under a real torchrun: each is detected, named and cleaned up.
+
+With ``-s`` a table of what was injected, what was said, and how long that took is printed at the end.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from conformance.launch.detect import Detector, Limits
+from conformance.launch.node import Launch
+from conformance.launch.supervise import supervise
+from conformance.launch.torchrun import RUN_MARK, environment, free_port
+
+pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parent
+QUICK = Limits(start_seconds=90, stall_factor=10, stall_floor_seconds=4, lost_node_seconds=4, min_free_bytes=4 << 20)
+STEPS = 400
+
+
+@pytest.fixture(scope="module")
+def table():
+    rows = []
+    yield rows
+    print("\n\n| injected | detected in | what was said |\n|---|---|---|")
+    for injected, seconds, message in rows:
+        print(f"| {injected} | {seconds:.1f} s | {message} |")
+    print("No process was left by any of them.")
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path)
+
+
+def make_run(path):
+    for folder in ("work", "logs/node0", "logs/node1", "environment"):
+        (path / folder).mkdir(parents=True)
+    return path
+
+
+def left_over(*runs):
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            mark = process.environ().get(RUN_MARK, "")
+            if any(mark.startswith(str(run)) for run in runs) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def rank_process(run, rank):
+    for process in left_over(run):
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("RANK") == str(rank) and "allreduce_rank.py" in " ".join(process.cmdline()):
+                return process
+    raise AssertionError(f"rank {rank} does not run")
+
+
+def wait_for_step(run, step):
+    log = run / "logs/node0/rank0.log"
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        if log.exists() and f"step={step} " in log.read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} never came")
+
+
+def train(run, inject, *raises):
+    """Train with two ranks, do harm after step 3, and return how it ended and how many seconds after the harm."""
+    program = [str(HERE / "allreduce_rank.py"), str(run), str(STEPS), "0.2", *map(str, raises)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    harmed = []
+
+    def harm():
+        wait_for_step(run, 3)
+        harmed.append(time.monotonic())
+        inject()
+
+    thread = threading.Thread(target=harm, daemon=True)
+    thread.start()
+    launch = Launch([*command, *program], environment(run), run, 0)
+    detector = Detector(2, STEPS, QUICK, time.monotonic())
+    ending = supervise(run, launch, detector, lambda step: None)
+    thread.join()
+    assert left_over(run) == []
+    assert ending.fault is not None
+    return ending, detector.started + ending.fault.seconds - harmed[0]
+
+
+def test_a_rank_is_killed(run, table):
+    ending, seconds = train(run, lambda: rank_process(run, 1).kill())
+    table.append(("SIGKILL of rank 1", seconds, ending.fault.message))
+    assert (ending.fault.kind, ending.fault.rank) == ("rank-died", 1)
+    assert "SIGKILL" in ending.fault.message
+    assert ending.fault.last_step >= 3
+
+
+def test_a_rank_is_stopped(run, table):
+    ending, seconds = train(run, lambda: rank_process(run, 1).send_signal(signal.SIGSTOP))
+    table.append(("SIGSTOP of rank 1", seconds, ending.fault.message))
+    assert (ending.fault.kind, ending.fault.rank) == ("stall", 1)
+    assert "SIGSTOP" in ending.fault.message
+    assert "rank 0 in all_reduce" in ending.fault.message  # the others wait for it
+
+
+def test_an_exception_is_swallowed(run, table):
+    ending, seconds = train(run, lambda: None, 1, 8)
+    table.append(("exception in rank 1 at step 8, caught as InternEvo does", seconds, ending.fault.message))
+    assert (ending.fault.kind, ending.fault.rank) == ("exception", 1)
+    assert "StopIteration" in ending.fault.message
+    assert ending.fault.last_step == 7
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a small disk")
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", place], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_the_disk_fills_up(small_disk, table):
+    run = make_run(small_disk / "run")
+
+    def fill():
+        with contextlib.suppress(OSError), (small_disk / "other").open("wb") as stream:
+            while True:
+                stream.write(b"\0" * (1 << 20))
+
+    ending, seconds = train(run, fill)
+    table.append(("disk of the run directory filled", seconds, ending.fault.message))
+    assert ending.fault.kind == "full-disk"
+    assert ending.fault.host
+
+
+@pytest.fixture
+def link():
+    """Two network namespaces joined by a cable: their names, the address of the first, and what cuts the cable."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("only root, with iproute2, may make network namespaces")
+    names = [f"conf{os.getpid()}{end}" for end in "ab"]
+
+    def ip(*words, check=True):
+        return subprocess.run(["ip", *words], check=check, capture_output=True, text=True)
+
+    if ip("netns", "add", names[0], check=False).returncode:
+        pytest.skip("network namespaces cannot be made here")
+    try:
+        ip("netns", "add", names[1])
+        ip("link", "add", names[0], "type", "veth", "peer", "name", names[1])
+        for name, address in zip(names, ("10.77.0.1/24", "10.77.0.2/24"), strict=True):
+            ip("link", "set", name, "netns", name)
+            ip("-n", name, "addr", "add", address, "dev", name)
+            ip("-n", name, "link", "set", name, "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield names, "10.77.0.1", lambda: ip("-n", names[1], "link", "set", names[1], "down")
+    finally:
+        for name in names:
+            ip("netns", "del", name, check=False)
+
+
+def start_node(namespace, *arguments):
+    enter = ["ip", "netns", "exec", namespace] if namespace else []
+    command = [*enter, sys.executable, str(HERE / "two_nodes.py"), *map(str, arguments)]
+    environ = os.environ | {"GLOO_SOCKET_IFNAME": namespace} if namespace else None
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
+
+
+def test_two_nodes_end_well_and_the_logs_arrive_without_a_shared_folder(tmp_path):
+    run, port = make_run(tmp_path / "a" / "run"), free_port()
+    host = start_node("", "host", "127.0.0.1", port, run, 6, 20)
+    member = start_node("", "member", "127.0.0.1", port, tmp_path / "b" / "run", 6)
+    ending = json.loads(host.communicate(timeout=120)[0])
+    assert (ending["exit_code"], ending["fault"]) == (0, None)
+    assert json.loads(member.communicate(timeout=30)[0]) == {"told": "all"}
+    theirs = tmp_path / "b" / "run"
+    assert (run / "logs/node1/rank1.log").read_bytes() == (theirs / "logs/node1/rank1.log").read_bytes()
+    assert (run / "environment/telemetry-node1.csv").read_text().startswith("timestamp, index")
+    assert not (theirs / "logs/node0").exists()
+    assert left_over(run, theirs) == []
+
+
+def test_a_link_is_cut(link, tmp_path, table):
+    (first, second), address, cut = link
+    run, theirs, port = make_run(tmp_path / "a" / "run"), tmp_path / "b" / "run", 29500
+    host = start_node(first, "host", address, port, run, STEPS, 4)
+    member = start_node(second, "member", address, port, theirs, STEPS)
+    wait_for_step(run, 3)
+    harmed = time.monotonic()
+    cut()
+    out, err = host.communicate(timeout=120)
+    ended = time.monotonic() - harmed
+    fault = json.loads(out)["fault"]
+    table.append(
+        ("link of node 1 cut (network namespaces)", ended, fault["message"] + " [to the end of all processes]")
+    )
+    assert (fault["kind"], fault["node"]) == ("lost-node", 1), err
+    assert fault["last_step"] >= 3
+    _, err = member.communicate(timeout=60)
+    assert member.returncode == 2
+    assert "Node 0 has gone" in err
+    assert left_over(run, theirs) == []

@@ -1,0 +1,102 @@
+"""A process's place in a run, from options and from what torchrun, Slurm and Kubernetes set."""
+
+import time
+
+import pytest
+
+from conformance.errors import LaunchError
+from conformance.launch.launcher import DEFAULT_PORT, agents, find_place
+
+
+def place(nodes, environ=None, launcher=None, node_rank=None, master_addr=None, master_port=None):
+    found = find_place(nodes, launcher, node_rank, master_addr, master_port, environ or {})
+    return found.launcher, found.node_rank, found.address, found.port
+
+
+def test_options():
+    assert place(4, node_rank=3, master_addr="n0", master_port=1234) == ("torchrun", 3, "n0", 1234)
+
+
+@pytest.mark.parametrize("name", ["RANK", "NODE_RANK", "GROUP_RANK"])
+def test_the_environment_of_the_benchmarks_own_command(name):
+    environ = {name: "2", "MASTER_ADDR": "n0", "MASTER_PORT": "23456"}
+    assert place(4, environ) == ("torchrun", 2, "n0", 23456)
+
+
+def test_the_environment_of_a_pytorchjob():
+    environ = {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "job-master-0", "MASTER_PORT": "23456"}
+    assert place(4, environ) == ("torchrun", 3, "job-master-0", 23456)
+
+
+def test_options_come_before_the_environment():
+    environ = {"RANK": "3", "MASTER_ADDR": "n0", "MASTER_PORT": "23456"}
+    assert place(4, environ, node_rank=1, master_addr="n9", master_port=5) == ("torchrun", 1, "n9", 5)
+
+
+def test_torchruns_own_port_is_the_default():
+    assert place(2, node_rank=0, master_addr="n0")[3] == DEFAULT_PORT
+
+
+def test_one_node_needs_nothing_and_ignores_the_pods_variables():
+    assert place(1, {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "x"})[:3] == ("torchrun", 0, "127.0.0.1")
+
+
+def test_inside_an_allocation_slurm_starts_the_nodes():
+    environ = {"SLURM_JOB_ID": "1234", "SLURM_JOB_NUM_NODES": "2"}
+    assert place(2, environ) == ("slurm", 0, "", DEFAULT_PORT + 2 * 234)
+    assert place(1, environ)[0] == "torchrun"
+
+
+def test_a_pytest_on_every_node_under_srun_is_torchruns_way():
+    environ = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0", "NODE_RANK": "1", "MASTER_ADDR": "n0"}
+    assert place(2, environ) == ("torchrun", 1, "n0", DEFAULT_PORT)
+
+
+@pytest.mark.parametrize(
+    ("environ", "options", "said"),
+    [
+        ({}, {"node_rank": 0}, "address of node 0"),
+        ({"MASTER_ADDR": "n0"}, {}, "which node this is"),
+        ({"MASTER_ADDR": "n0"}, {"node_rank": 4}, "expected 0 to 3"),
+        ({"MASTER_ADDR": "n0", "RANK": "first"}, {}, "RANK is 'first'"),
+        ({"MASTER_ADDR": "n0", "RANK": "1", "WORLD_SIZE": "32"}, {}, "do not count 4 nodes"),
+        ({}, {"launcher": "slurm"}, "SLURM_JOB_ID is not set"),
+        ({"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "2"}, {}, "the allocation has 2"),
+    ],
+)
+def test_what_is_missing_or_contradicts_itself_is_a_sentence(environ, options, said):
+    with pytest.raises(LaunchError, match=said):
+        place(4, environ, **options)
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "work").mkdir()
+    return tmp_path
+
+
+def test_an_srun_that_fails_is_told_in_its_own_words(run, monkeypatch):
+    (run / "bin").mkdir()
+    (run / "bin" / "srun").write_text("#!/bin/sh\necho srun: error: no such partition >&2\nexit 1\n")
+    (run / "bin" / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{run / 'bin'}:/usr/bin:/bin")
+    with agents(find_place(2, "slurm", None, None, None, {"SLURM_JOB_ID": "1"}), run) as failed:
+        end = time.monotonic() + 10
+        while not failed() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert failed() == "srun: error: no such partition"
+
+
+def test_an_srun_that_is_not_there_is_a_sentence(run, monkeypatch):
+    monkeypatch.setenv("PATH", str(run))
+    with (
+        pytest.raises(LaunchError, match="srun could not be started"),
+        agents(find_place(2, "slurm", None, None, None, {"SLURM_JOB_ID": "1"}), run),
+    ):
+        pass
+
+
+def test_nothing_is_started_where_the_same_command_is_typed_on_every_node(run):
+    with agents(find_place(2, "torchrun", 0, "n0", None, {}), run) as failed:
+        assert failed() == ""
+    assert not (run / "work" / "agents.log").exists()

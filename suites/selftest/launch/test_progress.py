@@ -1,0 +1,66 @@
+"""The live line: what it shows of a run, on a terminal and in a log file."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from conformance.launch.detect import NodeView, Step
+from conformance.launch.progress import LiveProgress, describe_nodes
+from conformance.plan import Topology, make_plan
+from conformance.spec import load_workload
+
+UP = NodeView("hostA", 0.5, None, 1)
+
+
+@pytest.fixture
+def plan():
+    return make_plan(load_workload("tiny-perf"), Topology(1, 2))
+
+
+def shown(plan, terminal, act):
+    stream = io.StringIO()
+    with LiveProgress(Console(file=stream, force_terminal=terminal, width=120, highlight=False), "tiny-perf") as live:
+        act(live.watch(plan))
+    return stream.getvalue()
+
+
+def test_a_log_file_gets_a_line_now_and_then_and_the_last(plan):
+    def act(display):
+        for step in range(plan.total_steps):
+            display.step(Step(step, 2.5, 1234.5))
+
+    lines = shown(plan, False, act).splitlines()
+    assert "2 ranks starting" in lines[0]
+    assert len(lines) == 2
+    assert f"step {plan.total_steps - 1}  loss 2.5000  TGS 1,234" in lines[1]
+    assert "left 0 s" in lines[1]
+
+
+def test_a_terminal_gets_one_line_that_vanishes(plan):
+    text = shown(plan, True, lambda display: display.step(Step(3, 2.5, 1234.5)))
+    assert "step 3  loss 2.5000" in text
+    assert text.endswith("\x1b[2K") or "\x1b[2K" in text
+
+
+def test_the_state_of_the_nodes_is_told_when_it_changes(plan):
+    def act(display):
+        display.nodes({0: UP, 1: UP})
+        display.nodes({0: UP, 1: UP})
+        display.nodes({0: UP, 1: NodeView("hostB", 9.0, None, 1)})
+
+    lines = shown(plan, False, act).splitlines()
+    assert len(lines) == 3
+    assert lines[1].endswith("2 nodes up")
+    assert lines[2].endswith("1 node up, node 1 (hostB) silent")
+
+
+def test_one_node_needs_no_word(plan):
+    assert "up" not in shown(plan, False, lambda display: display.nodes({0: UP}))
+
+
+def test_many_nodes_in_trouble_are_counted():
+    text = describe_nodes({node: NodeView(f"h{node}", 0.0, 1, 1) for node in range(9)} | {9: UP})
+    assert text == (
+        "1 node up, node 0 (h0) ended, node 1 (h1) ended, node 2 (h2) ended, node 3 (h3) ended, 5 more in trouble"
+    )

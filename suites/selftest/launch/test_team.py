@@ -1,0 +1,138 @@
+"""Nodes that join a run over torch's store: all arrive and hand over their logs, or the one that does not is named."""
+
+import json
+import threading
+
+import pytest
+
+from conformance.errors import LaunchError
+from conformance.launch.detect import NodeView
+from conformance.launch.launcher import _free_pair
+from conformance.launch.team import STOP_WITH_STACKS, Host, Member
+
+pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
+
+REQUEST = {"workload": "tiny-perf"}
+JOB = {"run": "run", "lost_node_seconds": 30}
+
+
+@pytest.fixture
+def port():
+    return _free_pair()
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for side in "ab":
+        for folder in ("logs/node1", "environment"):
+            (tmp_path / side / folder).mkdir(parents=True)
+    return tmp_path / "a", tmp_path / "b"
+
+
+def in_thread(work):
+    """Run ``work`` beside the test; give what waits for its result or error."""
+    box = {}
+
+    def target():
+        try:
+            box["result"] = work()
+        except LaunchError as error:
+            box["error"] = error
+
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+
+    def wait():
+        thread.join(30)
+        assert not thread.is_alive()
+        return box
+
+    return wait
+
+
+def joined(port, runs):
+    host = Host(port, [1], runs[0])
+
+    def join():
+        member = Member("127.0.0.1", port, 1, REQUEST, seconds=20)
+        member.ready()
+        return member
+
+    member = in_thread(join)
+    host.gather(REQUEST, lambda hellos: JOB, seconds=20)
+    return host, member()["result"]
+
+
+def test_logs_state_orders_and_verdict_cross(port, runs):
+    host, member = joined(port, runs)
+    theirs = runs[1] / "logs/node1/rank1.log"
+    theirs.write_bytes(b"first\n")
+    (runs[1] / "logs/node1/agent.log").touch()
+    member.begin(runs[1])
+    member.tell(NodeView("hostB", 0.0, None, 7, stopped=(1,)))
+    while host.views()[1].stopped != (1,):
+        pass
+    assert (runs[0] / "logs/node1/rank1.log").read_bytes() == b"first\n"
+    assert (runs[0] / "logs/node1/agent.log").read_bytes() == b""
+    with theirs.open("ab") as stream:
+        stream.write(b"x" * (3 << 20))  # more than a message holds
+    member.tell(NodeView("hostB", 0.0, 3, 7))
+    verdict = in_thread(member.finish)
+    host.stop(with_stacks=True)
+    assert member.order == STOP_WITH_STACKS
+    assert host.views()[1].exit_code == 3
+    assert (runs[0] / "logs/node1/rank1.log").read_bytes() == theirs.read_bytes()
+    host.publish({"verdict": "REHEARSAL"})
+    assert verdict()["result"] == {"verdict": "REHEARSAL"}
+
+
+def test_a_node_that_never_arrives_is_named_and_the_others_learn_why(port, runs):
+    host = Host(port, [1, 2], runs[0])
+    member = in_thread(lambda: Member("127.0.0.1", port, 1, REQUEST, seconds=20))
+    with pytest.raises(LaunchError, match=r"node 2 did not within 3 s; arrived: 1 \("):
+        host.gather(REQUEST, lambda hellos: JOB, seconds=3)
+    assert "node 2 did not" in str(member()["error"])
+
+
+def test_a_node_that_was_asked_for_something_else_is_named(port, runs):
+    host = Host(port, [1], runs[0])
+    member = in_thread(lambda: Member("127.0.0.1", port, 1, {"workload": "other"}, seconds=20))
+    with pytest.raises(LaunchError, match=r"Node 1 .* was started for .*other"):
+        host.gather(REQUEST, lambda hellos: JOB, seconds=20)
+    assert "called the run off" in str(member()["error"])
+
+
+def test_a_node_that_cannot_take_part_says_why(port, runs):
+    host = Host(port, [1], runs[0])
+    member = in_thread(lambda: Member("127.0.0.1", port, 1, None, seconds=20).ready("its disk is read-only"))
+    with pytest.raises(LaunchError, match=r"Node 1 .* cannot take part: its disk is read-only"):
+        host.gather(REQUEST, lambda hellos: JOB, seconds=20)
+    assert "called the run off" in str(member()["error"])
+
+
+def test_two_processes_with_the_same_rank_are_refused(port, runs):
+    host = Host(port, [1], runs[0])
+    first = in_thread(lambda: Member("127.0.0.1", port, 1, REQUEST, seconds=20).ready())
+    host_done = in_thread(lambda: host.gather(REQUEST, lambda hellos: JOB, seconds=20))
+    first()
+    host_done()
+    with pytest.raises(LaunchError, match="Another process has arrived as node 1"):
+        Member("127.0.0.1", port, 1, REQUEST, seconds=20)
+
+
+def test_a_starter_that_failed_ends_the_waiting_at_once(port, runs):
+    host = Host(port, [1], runs[0])
+    with pytest.raises(LaunchError, match="did not: srun: error"):
+        host.gather(REQUEST, lambda hellos: JOB, lambda: "srun: error", seconds=600)
+
+
+def test_a_node_0_that_is_not_there_is_a_sentence(port):
+    with pytest.raises(LaunchError, match=f"port {port} on node 0"):
+        Member("127.0.0.1", port, 1, REQUEST, seconds=1)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "logs/node2/rank1.log", "report.dsse.json", "logs/node1/x.log"])
+def test_a_node_may_send_its_own_logs_only(port, runs, name):
+    host = Host(port, [1], runs[0])
+    with pytest.raises(LaunchError, match="not a log or record of its own"):
+        host._take(1, json.dumps({"name": name}).encode() + b"\nx")
