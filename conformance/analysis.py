@@ -16,8 +16,8 @@ from conformance.checks import loss as loss_checks
 from conformance.checks import throughput as throughput_checks
 from conformance.checks.finding import Finding
 from conformance.checks.subject import Subject
-from conformance.internevo.log import Event, LogHead, RunLog, parse_log
-from conformance.internevo.log.records import CHECKPOINT_SAVED
+from conformance.internevo.log import Event, RunLog, parse_log
+from conformance.internevo.log.records import CHECKPOINT_SAVED, OVERFLOW
 from conformance.metrics.facts import Facts, gather, updates_at
 from conformance.metrics.loss import Loss, loss_of
 from conformance.metrics.throughput import Tflops, Throughput, tflops, throughput
@@ -305,7 +305,7 @@ def _outcome(
     last: RunLog, steps: pd.DataFrame, total_steps: int | None, exceptions: Sequence[Event]
 ) -> tuple[str, bool | None]:
     """How the last segment ended, and whether it was complete."""
-    reached = None if total_steps is None else len(steps) > 0 and int(steps["step"].iloc[-1]) >= total_steps - 1
+    reached = None if total_steps is None else _end(last, steps) >= total_steps
     # After its last step a process may still fail to close a connection; what train.py caught has stopped the training.
     fatal = [event for event in exceptions if event.raised_by_train or not reached]
     if fatal:
@@ -319,6 +319,14 @@ def _outcome(
     if _was_stopped(last):
         return "stopped", False
     return ("unknown", None) if reached is None else ("truncated", False)
+
+
+def _end(last: RunLog, steps: pd.DataFrame) -> int:
+    """Steps made until the end: those up to the last line, and those after it whose update was skipped."""
+    if steps.empty:
+        return 0
+    line = last.steps["line"].iloc[-1] if len(last.steps) else 0
+    return int(steps["step"].iloc[-1]) + 1 + sum(e.kind == OVERFLOW and e.line > line for e in last.events)
 
 
 def _was_stopped(log: RunLog) -> bool:
@@ -360,6 +368,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-__all__ = ["Limits", "LogHead", "RunAnalysis", "analyze", "analyze_logs"]

@@ -11,8 +11,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from conformance.errors import EvidenceError
 from conformance import strictjson
+from conformance.errors import EvidenceError
 
 GENESIS = "0" * 64
 # A run appends two lines of under 1 KiB; this is some ten thousand runs.

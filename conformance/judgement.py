@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from conformance import evidence
-from conformance.analysis import RunAnalysis, analyze_logs
+from conformance.analysis import Limits, RunAnalysis, analyze_logs
 from conformance.checks import run as run_checks
+from conformance.checks import supervision
 from conformance.checks.finding import Finding, Result, Verdict, verdict
 from conformance.errors import EvidenceError
 from conformance.evidence import Evidence, Request, request_from_json
@@ -87,13 +91,15 @@ def judge(files: Evidence) -> Judgement:
         run_checks.ranks(plan, ranks, logs),
         run_checks.config(plan, config),
         run_checks.source(plan.workload, record),
-        run_checks.patches(ranks),
+        run_checks.patches(record, kept_patches(files), ranks),
         run_checks.uniform(ranks),
+        *supervision.faults(_optional(files, evidence.FAULTS)),
+        _even(files),
     ]
     metrics: dict[str, Any] = {}
     steps: list[dict[str, float]] = []
     try:
-        name, analysed = analyse_logs(files, plan, logs)
+        name, analysed = analyse_logs(files, plan, logs, Limits(device=_model(ranks)))
     except EvidenceError as error:
         findings.append(run_checks.no_steps(error))
     else:
@@ -102,12 +108,41 @@ def judge(files: Evidence) -> Judgement:
         metrics = {**analysed.to_json(), "log": name}
         del metrics["findings"]  # they stand beside the metrics, with those of the other checks
         steps = [dict(zip(DRAWN, row, strict=True)) for row in analysed.steps[list(DRAWN)].itertuples(index=False)]
+    checks = load_checks()
     required = [
-        check.id
-        for check in load_checks().values()
-        if check.severity == "required" and plan.workload.kind in check.applies
+        check.id for check in checks.values() if check.severity == "required" and plan.workload.kind in check.applies
     ]
-    return Judgement(plan, tuple(findings), metrics, verdict(findings, required, plan.workload.official), steps)
+    # What is advisory is reported with its own result, and decides nothing.
+    decisive = [found for found in findings if checks[found.check].severity == "required"]
+    return Judgement(plan, tuple(findings), metrics, verdict(decisive, required, plan.workload.official), steps)
+
+
+def kept_patches(files: Evidence) -> dict[str, str]:
+    """The vendor's patch files among the evidence.
+
+    Args:
+        files: The run's evidence.
+
+    Returns:
+        sha256, hex, by file name.
+    """
+    kept = {}
+    for name in files.names():
+        if name.startswith("patches/"):
+            with files.open(name) as stream:
+                kept[name.removeprefix("patches/")] = hashlib.sha256(stream.read()).hexdigest()
+    return kept
+
+
+def _even(files: Evidence) -> Finding:
+    names = [name for name in files.names() if name.startswith("environment/telemetry-node")]
+    with contextlib.ExitStack() as stack:
+        lines = {name: io.TextIOWrapper(stack.enter_context(files.open(name)), errors="replace") for name in names}
+        return supervision.even(lines)
+
+
+def _optional(files: Evidence, name: str) -> dict[str, Any] | None:
+    return evidence.read_json(files, name) if name in files.names() else None
 
 
 def rank_logs(files: Evidence) -> tuple[str, ...]:
@@ -122,13 +157,19 @@ def rank_logs(files: Evidence) -> tuple[str, ...]:
     return tuple(n for n in files.names() if n.startswith("logs/node") and n.rsplit("/", 1)[-1].startswith("rank"))
 
 
-def analyse_logs(files: Evidence, plan: Plan, logs: tuple[str, ...]) -> tuple[str, RunAnalysis]:
+def _model(ranks: Mapping[int, Mapping[str, Any]]) -> str | None:
+    """The model of the devices, by which their floors are found; all ranks have the same, or run-uniform fails."""
+    return next((str(record["device"]["model"]) for record in ranks.values() if "model" in record["device"]), None)
+
+
+def analyse_logs(files: Evidence, plan: Plan, logs: tuple[str, ...], limits: Limits) -> tuple[str, RunAnalysis]:
     """Find the log that carries the training metrics and analyse it.
 
     Args:
         files: The run's evidence.
         plan: What the run should have done.
         logs: Names of the rank logs.
+        limits: What the figures are held against, besides the plan.
 
     Returns:
         The log's name and its analysis, with the exceptions of all the other ranks' logs in it.
@@ -146,7 +187,7 @@ def analyse_logs(files: Evidence, plan: Plan, logs: tuple[str, ...]) -> tuple[st
     # Without any step the first rank's log still tells which exception came first.
     chosen = speaking[0] if speaking else next((name for name in logs if parsed[name]), "")
     others = [event for name, runs in parsed.items() if name != chosen for run in runs for event in run.exceptions]
-    runs = analyze_logs(parsed.get(chosen, []), plan=plan, others=others)
+    runs = analyze_logs(parsed.get(chosen, []), plan=plan, limits=limits, others=others)
     if len(runs) != 1 or not speaking:
         told = next((f.message for run in runs for f in run.findings if f.result is not Result.PASS), "")
         found = f"{len(runs)} runs stand in {chosen}; expected one." if speaking else "No log shows a training step."

@@ -76,8 +76,10 @@ def verdict(findings: Iterable[Finding], required: Iterable[str], official: bool
         return Verdict.NOT_CONFORMANT
     required_ids = set(required)
     good = {Result.PASS} if official else {Result.PASS, Result.SKIP}
-    settled = bool(required_ids) and Result.PASS in results and all(
-        check in by_check and all(f.result in good for f in by_check[check]) for check in required_ids
+    settled = (
+        bool(required_ids)
+        and Result.PASS in results
+        and all(check in by_check and all(f.result in good for f in by_check[check]) for check in required_ids)
     )
     if not settled or Result.ERROR in results:
         return Verdict.INCONCLUSIVE

@@ -49,7 +49,7 @@ def _settled_by(loss: Loss, target: float, low: float, high: float) -> str:
         below = min(max(loss.window_below or 0.0, 0.01), 0.99)
         steps = max(1, math.ceil(math.log(0.05) / math.log(1 - below)))
         return f"the window is below and the last step is not: {steps} further steps would settle it"
-    if loss.window_mean >= target and loss.slope < 0:
+    if loss.window_mean >= target and -loss.slope * loss.window > high - low:
         steps = math.ceil(gap / -loss.slope)
         return f"at its slope of {loss.slope:.2e} a step the window would get there in {steps} further steps"
     half = (high - low) / 2

@@ -162,7 +162,7 @@ def patches(record: Mapping[str, Any], kept: Mapping[str, str], records: Mapping
         return Finding(
             "patches-declared",
             Result.ERROR,
-            f"The vendor patched InternEvo with {', '.join(sorted(declared))}; a lab decides whether that is acceptable.",
+            f"The vendor patched InternEvo with {', '.join(sorted(declared))}; a lab decides on that.",
             evidence="patches/",
             next_step="Run without --patch, or ask the lab to rule on the patch.",
         )

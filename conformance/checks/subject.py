@@ -54,12 +54,12 @@ class Subject:
         return self.workload.optimizer if self.workload is not None else None
 
     def has(self, *columns: str) -> bool:
-        """Tell whether the log has all these columns.
+        """Tell whether the log has steps, and all these columns.
 
         Args:
             columns: Names of columns.
         """
-        return all(column in self.steps for column in columns)
+        return len(self.steps) > 0 and all(column in self.steps for column in columns)
 
     def column(self, name: str) -> Series:
         """Give one column, shape (n,).

@@ -51,7 +51,7 @@ def _settled_by(gap: float, half_width: float, floor_noise: float) -> str:
     """How many further runs bring the noise of their mean below the gap."""
     # The floor's own noise stays, however many runs are made.
     room = gap**2 - floor_noise**2
-    runs = math.ceil(half_width**2 / room) if room > 0 else MAX_RUNS + 1
+    runs = math.ceil(half_width**2 / room - 1e-9) if room > 0 else MAX_RUNS + 1
     if runs > MAX_RUNS:
         return "no number of further runs up to 1000 would settle it: the speed is the floor's"
     further = max(1, runs - 1)

@@ -11,6 +11,7 @@ import pandas as pd
 from conformance.checks.finding import Finding, Result
 from conformance.checks.subject import HALF_CENT, RAW, Bools, Series, Subject, apart, judge, skip
 from conformance.internevo.flops import logged_flops_per_token
+from conformance.metrics.facts import gaps_between
 
 # For one line InternEvo reads the clock for last_tgs_1, then for tflops, then for tgs, some ten microseconds apart. A
 # busy host may take a process off its core in between; but time never goes backwards.
@@ -38,7 +39,7 @@ def clock(subject: Subject) -> Finding:
     check, times = "log-clock", subject.steps["time"]
     if len(times) < 2 or times.isna().all():
         return skip(check, "Fewer than two lines have a time.")
-    bad: Bools = (times.diff().dt.total_seconds() < 0).to_numpy() | times.isna().to_numpy()
+    bad: Bools = (gaps_between(subject.steps) < 0) | times.isna().to_numpy()
     return judge(check, subject, bad, "no line is older than the one before", "one host's clock writes all lines")
 
 
@@ -52,7 +53,7 @@ def flops(subject: Subject) -> Finding:
         The finding of check log-flops.
     """
     check, model = "log-flops", subject.facts.model
-    if model is None or subject.steps.empty or not subject.has("tflops"):
+    if model is None or not subject.has("tflops"):
         return skip(check, "The shape is not known, or the log has no tflops.")
     factor = subject.facts.checkpoint_factor or 3
     if subject.plan is not None:
@@ -111,7 +112,7 @@ def step_time(subject: Subject) -> Finding:
 
 def _gaps(subject: Subject) -> Series:
     """Seconds since the line before, shape (n,); nan where that is not the step before, or another process's."""
-    gaps: Series = subject.steps["time"].diff().dt.total_seconds().to_numpy(dtype=np.float64, copy=True)
+    gaps = gaps_between(subject.steps)
     follows = np.diff(subject.column("step"), prepend=np.nan) == 1
     follows &= np.diff(subject.column("segment"), prepend=-1) == 0
     gaps[~follows] = np.nan
@@ -128,7 +129,7 @@ def speeds(subject: Subject) -> Finding:
         The finding of check log-speeds.
     """
     check, names = "log-speeds", ("last_tgs_1", "tgs_all", "tgs_avg", "tgs_SMA", "last_tgs_10", "last_tgs_50")
-    if subject.steps.empty or not subject.has(*(f"tgs/{name}" for name in names)):
+    if not subject.has(*(f"tgs/{name}" for name in names)):
         return skip(check, "The log has no running statistics of speed.")
     one = subject.column("tgs/last_tgs_1")
     bad = _timed_apart(subject, one, subject.column("tgs"))

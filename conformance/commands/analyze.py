@@ -147,9 +147,9 @@ def _write(path: Path, runs: Sequence[RunAnalysis]) -> None:
     shown = []
     for analysis in runs:
         every = max(1, len(analysis.steps) // (2 * PLOT_WIDTH))
-        steps = analysis.steps.iloc[::every]
+        steps = analysis.steps.iloc[::every].astype({"step": float})
         plots = [
-            (title, polyline(list(zip(steps["step"].tolist(), steps[column].tolist(), strict=True))))
+            (title, polyline(list(zip(steps["step"], steps[column], strict=True))), float(steps[column].max()))
             for title, column in (("TGS, tokens/device/s, by step", "tgs"), ("Loss, nats/token, by step", "loss"))
         ]
         name = ", ".join(dict.fromkeys(segment.name for segment in analysis.segments))

@@ -65,7 +65,7 @@ def _print(verification) -> None:  # type: ignore[no-untyped-def]
             console.print(f"{finding['result']:>5}  {escape(finding['check'])}: {escape(finding['message'])}")
     console.print(f"[bold]{verification.verdict.value}[/]", end="")
     told = {
-        "REHEARSAL": ": not an official workload; its figures say nothing about an accelerator.",
+        "REHEARSAL": ": every required check passed, on a workload that is not official; it certifies nothing.",
         "NOT_CONFORMANT": ": see the lines above.",
         "INCONCLUSIVE": ": a required check could not be decided; see the lines above.",
     }

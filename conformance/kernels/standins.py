@@ -1,4 +1,4 @@
-"""Modules in the shape that InternEvo imports (flash_attn and its companions), computed by kernels/reference.py or fast.py.
+"""Modules in the shape that InternEvo imports (flash_attn and its companions), computed by reference.py or fast.py.
 
 Only what LLaMA2 pretraining calls is computed; what InternEvo merely imports is a placeholder that refuses to be used,
 so that a kernel which ran is a kernel which exists.

@@ -171,8 +171,9 @@ def _add_from_lines(
     if "lr" in steps and "step" in steps:
         updates = updates_at(steps)
         found.add("the learning rates of the lines", total_steps=fit_total_steps(steps["lr"].to_numpy(), updates))
-    if "micro_num" in steps and steps["micro_num"].nunique() == 1:
-        found.add("micro_num of the lines", micro_num=int(steps["micro_num"].iloc[0]))
+    numbers = set(steps["micro_num"]) if "micro_num" in steps else set()
+    if len(numbers) == 1 and (number := numbers.pop()) >= 1 and float(number).is_integer():
+        found.add("micro_num of the lines", micro_num=int(number))
     if "cards" not in found:
         _add_cards(found, steps, workload, known)
 
@@ -205,6 +206,22 @@ def updates_at(steps: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.float64]]:
     """
     skipped = steps["inf_nan_skip_batches"].to_numpy() if "inf_nan_skip_batches" in steps else 0.0
     return np.asarray(steps["step"].to_numpy() + 1.0 - skipped)
+
+
+def gaps_between(steps: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Seconds between the lines of a log.
+
+    Args:
+        steps: The steps of one run.
+
+    Returns:
+        Seconds since the line before, shape (n,); nan for the first line and where a time is missing.
+    """
+    # In NumPy, for pandas before 2.1 takes milliseconds for nanoseconds here.
+    times = steps["time"].to_numpy().astype("datetime64[ms]")
+    gaps = np.full(len(times), np.nan)
+    gaps[1:] = np.where(np.isnat(times[1:]) | np.isnat(times[:-1]), np.nan, np.diff(times).astype(np.float64) / 1000)
+    return gaps
 
 
 def _shapes(flops: float, models: Sequence[Model]) -> list[tuple[Model, int]]:
@@ -252,7 +269,7 @@ def _cards_by_time(steps: pd.DataFrame, tokens: int) -> tuple[float, float]:
         seconds = steps["fwd_bwd_time"].to_numpy() - FWD_BWD_ROUNDING
         bounds = card_seconds[seconds > 0] / seconds[seconds > 0]
         high = float(bounds.min()) if len(bounds) else high
-    gaps = steps["time"].diff().dt.total_seconds().to_numpy()[1:]
+    gaps = gaps_between(steps)[1:]
     gaps = np.where(np.diff(steps["step"].to_numpy()) == 1, gaps, np.nan)
     if np.isfinite(gaps).sum() >= 3:
         # The step is all of the gap between two lines, but for a little.
@@ -270,6 +287,8 @@ def _layouts(steps: pd.DataFrame, found: _Gathered, low: float, high: float) -> 
     room = steps["smallest_batch"] * steps["largest_length"]
     if "num_samples_in_batch" in steps:
         room = np.minimum(room, steps["num_samples_in_batch"] * steps["largest_length"] / micro_num)
+    if not np.isfinite(room).all():
+        return
     for micro_bsz in range(1, min(int(room.min()) // seq_len, 4096) + 1):
         data_parallel, rest = divmod(found["tokens_per_step"], micro_bsz * micro_num * seq_len)
         if rest or not data_parallel:

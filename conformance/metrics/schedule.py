@@ -17,8 +17,8 @@ FIT_TOLERANCE = 1e-6
 def expected_lr(optimizer: Optimizer, total_steps: int, updates: Series) -> tuple[Series, Series]:
     """Learning rates of a linear warm-up and a cosine decay, as InternEvo logs them: the one that the next step uses.
 
-    PyTorch's cosine schedule computes each rate from the one before. Depending on its version the first call after
-    warm-up keeps the peak, and all later rates are higher by one constant factor; both forms are honest.
+    PyTorch's cosine schedule computes each rate from the one before. Depending on its version the cosine begins at the
+    peak, or reaches it one update later and is higher by one constant factor throughout; both forms are honest.
 
     Args:
         optimizer: Peak and final rate and the share of warm-up.
@@ -26,7 +26,7 @@ def expected_lr(optimizer: Optimizer, total_steps: int, updates: Series) -> tupl
         updates: Updates made when each line was written, shape (n,).
 
     Returns:
-        The closed form, and the form that keeps the peak once, each of shape (n,).
+        Both forms, each of shape (n,).
     """
     warm_up = int(total_steps * optimizer.warmup_ratio)
     period = max(1, total_steps - warm_up)
@@ -34,7 +34,6 @@ def expected_lr(optimizer: Optimizer, total_steps: int, updates: Series) -> tupl
     phase = (updates - warm_up) * math.pi / period
     closed = optimizer.eta_min + span * (1 + np.cos(phase)) / 2
     kept = optimizer.eta_min + span * (1 + np.cos(phase)) / (1 + math.cos(math.pi / period)) if period > 1 else closed
-    kept = np.where(updates <= warm_up + 1, optimizer.lr, kept)
     if warm_up:
         rising = optimizer.lr * (updates + 1) / warm_up
         closed, kept = (np.where(updates < warm_up, rising, series) for series in (closed, kept))
@@ -69,6 +68,8 @@ def fit_cosine(lr: Series, updates: Series) -> Cosine | None:
     Returns:
         The cosine; None where there are too few rates, or steps between them are missing.
     """
+    if not len(lr):
+        return None
     # The rate right after the peak may be the peak's once more.
     start = int(np.argmax(lr)) + 1
     falling, at = lr[start:], updates[start:]

@@ -41,9 +41,9 @@ def mean_interval(values: Series) -> tuple[float, float] | None:
         values: The series, shape (n,).
 
     Returns:
-        Low and high end; None for fewer than 3 values.
+        Low and high end; None for fewer than 3 values, or one that is undefined.
     """
-    if len(values) < 3:
+    if len(values) < 3 or not np.isfinite(values).all():
         return None
     half = Z95 * math.sqrt(float(values.var(ddof=1)) * variance_inflation(values) / len(values))
     mean = float(values.mean())

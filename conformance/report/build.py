@@ -8,15 +8,17 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from importlib.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conformance import __version__, evidence, journal
 from conformance.checks.finding import Finding
 from conformance.evidence import RunDirectory
 from conformance.judgement import Judgement
 from conformance.report import dsse, html, keys, statement
+
+if TYPE_CHECKING:  # it moved to another module in Python 3.14
+    from importlib.abc import Traversable
 
 
 def local_key_path() -> Path:

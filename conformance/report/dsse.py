@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from conformance.errors import JsonError, SignatureError
 from conformance import strictjson
+from conformance.errors import JsonError, SignatureError
 from conformance.report.keys import key_id
 from conformance.strictjson import quoted
 

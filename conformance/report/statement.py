@@ -14,8 +14,8 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from referencing import Registry
 
-from conformance.errors import JsonError, SignatureError
 from conformance import strictjson
+from conformance.errors import JsonError, SignatureError
 from conformance.strictjson import quoted
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from conformance.internevo.log.messages import Head
-from conformance.internevo.log.parser import LINE, META, SOURCE, TIME, Layout, Parser
+from conformance.internevo.log.parser import LINE, MAX_RUNS, META, SOURCE, TIME, Layout, Parser
 from conformance.internevo.log.records import COLUMNS, Event, LineCounts, LogHead, RunLog
 from conformance.internevo.log.template import Matrix
 
@@ -93,11 +93,11 @@ def _runs(frame: pd.DataFrame, parser: Parser, counts: LineCounts, name: str) ->
 
 def _pieces(frame: pd.DataFrame) -> list[pd.DataFrame]:
     """Part the rows of one head by their prefix and, within one prefix, where the steps fall back."""
-    sources = frame["source"].to_numpy()
-    pieces = []
-    for source in pd.unique(sources):
-        rows = frame if (sources == source).all() else frame[sources == source]
-        falls = np.flatnonzero(np.diff(rows["step"].to_numpy()) < 0) + 1
+    pieces: list[pd.DataFrame] = []
+    writers = [frame] if frame["source"].nunique() < 2 else [rows for _, rows in frame.groupby("source", sort=False)]
+    for rows in writers:
+        # What falls back more often than any real log is left in one piece, for the checks to refuse.
+        falls = np.flatnonzero(np.diff(rows["step"].to_numpy()) < 0)[:MAX_RUNS] + 1
         pieces += [rows.iloc[a:b] for a, b in pairwise([0, *falls.tolist(), len(rows)])]
     return pieces or [frame]
 

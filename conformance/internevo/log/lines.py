@@ -10,7 +10,8 @@ from itertools import islice
 # Limits that keep hostile input from costing more than its size; a real line of metrics is about 1.2 KB of 45 fields.
 MAX_LINE = 1 << 20
 MAX_FIELDS = 256
-MAX_RECORD = 1 << 16
+MAX_RECORD = 1 << 14
+MAX_PIECES = 256
 
 ANSI = re.compile(rb"\x1b\[[0-9;?]{0,40}[ -/]{0,8}[@-~]")
 
@@ -37,14 +38,15 @@ _DICT_ITEM = re.compile(rb"['\"]?([^\s'\":,{}]{1,80})['\"]?: {0,4}([^\s,{}]{1,80
 _NUMBER = re.compile(rb"[-+.\dainfeE]{1,40}")
 _DIGITS = re.compile(rb"\d{1,15}")
 # How the second piece of a wrapped line can begin.
-_STARTS_FIELD = re.compile(_KEY + rb"=")
+_STARTS_FIELD = re.compile(_KEY + rb"(?: \([\w/ ]{1,40}\)?)?(?:=|$)")
+_STARTS_IN_KEY = re.compile(rb"[\w./\-]{0,80}(?: \([\w/ ]{1,40}\)?)?(?:=|$)")
 _STARTS_UNIT = re.compile(rb"\(tokens/")
-_STARTS_IN_UNIT = re.compile(rb"[\w/ ]{0,30}\)=")
-_STARTS_IN_VALUE = re.compile(rb"[-+.\dainfeE]{1,40}(?=[\s,]|$)")
+_STARTS_IN_UNIT = re.compile(rb"[\w/ ]{0,30}\)?=")
+_STARTS_IN_VALUE = re.compile(rb"[-+.\dainfeE]{1,40}(?=[\s,]|$)|\{")
 # How the first piece can end.
 _ENDS_IN_KEY = re.compile(rb"(?:^|[\s,])[A-Za-z_][\w./\-]{0,79}$")
+_ENDS_IN_UNIT = re.compile(rb" \([\w/ ]{0,40}\)?$")
 _ENDS_IN_VALUE = re.compile(rb"=[^\s,=]{0,200}$")
-
 
 # What a line of metrics must have to be one.
 REQUIRED = ("step", "loss", "tgs")
@@ -138,15 +140,18 @@ def join(record: bytes, piece: bytes) -> bytes | None:
     if not body or len(record) + len(body) > MAX_RECORD:
         return None
     tail = record[-300:]
-    space = b" "
     if record.rfind(b"{") > record.rfind(b"}"):
         if b"}" in body or b"'" in body or _NUMBER.fullmatch(body):
-            return record + (space if tail[-1:] in b",:" else b"") + body
+            return record + (b" " if tail[-1:] in b",:" else b"") + body
         return None
-    if _STARTS_FIELD.match(body):
-        return record + (b"" if _ENDS_IN_KEY.search(tail) else space) + body
-    if _STARTS_UNIT.match(body):
-        return record + space + body
-    if _STARTS_IN_UNIT.match(body) or (_STARTS_IN_VALUE.match(body) and _ENDS_IN_VALUE.search(tail)):
+    cut = (
+        (_ENDS_IN_KEY.search(tail) and _STARTS_IN_KEY.match(body))
+        or (_ENDS_IN_UNIT.search(tail) and _STARTS_IN_UNIT.match(body))
+        or (_ENDS_IN_VALUE.search(tail) and _STARTS_IN_VALUE.match(body))
+        or (body.startswith(b",") and _STARTS_FIELD.match(body, 1))
+    )
+    if cut:
         return record + body
+    if _STARTS_FIELD.match(body) or _STARTS_UNIT.match(body):
+        return record.rstrip() + b" " + body
     return None

@@ -19,15 +19,15 @@ from conformance.internevo.log.traces import RAISED, Traces
 
 # A small first chunk finds the layout; large ones then go through its template.
 FIRST_CHUNK = 1 << 16
-CHUNK = 2 << 20
+CHUNK = 4 << 20
 
 # Limits that keep hostile input from costing more memory than its size.
 _MAX_TEMPLATES = 8
-_MAX_COLUMNS = 1024
+_MAX_COLUMNS = 256
 _MAX_LAYOUTS = 256
 _MAX_EVENTS = 2000  # of one kind
-_MAX_RUNS = 1000
-_MAX_SOURCES = 4096
+MAX_RUNS = 200
+_MAX_SOURCES = 1024
 _MAX_CODE_LINES = 200
 _MAX_EXAMPLES = 5
 _LOOSE_ROWS = 4096
@@ -50,9 +50,14 @@ class _Record:
     cut: bool  # whether it ends without a line end
     pieces: int = 1
 
+    @property
+    def bare(self) -> bool:
+        """Whether it is only a header as yet."""
+        return not self.text[self.body :].strip()
+
     def join(self, piece: bytes, source: int, cut: bool) -> bool:
         """Add the next line if it belongs to the record; a piece that was cut, or follows one, does not."""
-        if self.source != source or self.cut:
+        if self.source != source or self.cut or self.pieces >= grammar.MAX_PIECES:
             return False
         joined = grammar.join(self.text, piece)
         if joined is None:
@@ -189,6 +194,8 @@ class Parser:
         body = header.end() if header else start
         # Wrapping may have left the header alone on its line.
         bare = header is not None and b"metrics" in header["function"] and not piece[body:].strip()
+        if header is None and self._record is not None and self._record.bare and self._record.join(piece, source, cut):
+            return
         if bare or grammar.RECORD_START.search(piece, body, body + 200):
             self._close_record()
             self._traces.close(source)
@@ -215,7 +222,7 @@ class Parser:
             self.counts["known"] += 1
             return
         self._traces.close(source)
-        if STARTS_RUN.match(message) and len(self.heads) < _MAX_RUNS:
+        if STARTS_RUN.match(message) and len(self.heads) < MAX_RUNS:
             self.heads.append((line, self._prelude))
             self._prelude = {}
         head = self._prelude if IN_PRELUDE.match(message) else self.heads[-1][1]
@@ -239,7 +246,7 @@ class Parser:
     def _close_record(self) -> None:
         """Turn the pending line of metrics, now known to be whole, into a row."""
         record, self._record = self._record, None
-        if record is None or not record.text[record.body :].strip():
+        if record is None or record.bare:
             return
         try:
             fields, values = _values(record)

@@ -108,6 +108,7 @@ def read_values(template: Template, text: bytes) -> tuple[Matrix, Matrix]:
             quoting=csv.QUOTE_NONE,
             float_precision="round_trip",
             low_memory=False,
+            na_filter=b"nan" in text,
         )
     values = frame.to_numpy().T
     if template.time is None:
@@ -134,7 +135,7 @@ def _milliseconds(stamps: npt.NDArray[np.uint8]) -> Matrix:
     weights[[11, 12, 14, 15, 17, 18, 20, 21, 22]] = [36e6, 36e5, 6e5, 6e4, 1e4, 1e3, 100, 10, 1]
     dates, where = np.unique(np.ascontiguousarray(stamps[:, :10]).view("S10").ravel(), return_inverse=True)
     days = np.array([_days(date.decode("ascii")) for date in dates])
-    result: Matrix = days[where] * 86_400_000 + (stamps - np.uint8(ord("0"))) @ weights
+    result: Matrix = days[where] * 86_400_000 + ((stamps - np.uint8(ord("0"))) * weights).sum(axis=1)
     return result
 
 

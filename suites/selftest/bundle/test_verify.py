@@ -32,6 +32,20 @@ def rewrite(bundle, change):
     archive.write_bundle(bundle, members)
 
 
+def sign_again(bundle, change):
+    """Change the report's document and sign it with the maker's own key."""
+
+    def change_report(members):
+        key = keys.load_or_create_local_key(local_key())[0]
+        document = json.loads(dsse.parse(members[evidence.REPORT]).payload)
+        change(document)
+        subjects = {subject["name"]: subject["digest"]["sha256"] for subject in document["subject"]}
+        payload = statement.build(document["predicate"], subjects)
+        members[evidence.REPORT] = dsse.sign(payload, statement.PAYLOAD_TYPE, [key])
+
+    rewrite(bundle, change_report)
+
+
 def refusal(bundle):
     verification = verify(bundle)
     assert verification.verdict is Verdict.NOT_CONFORMANT
@@ -97,18 +111,35 @@ def test_every_single_changed_byte_is_refused(bundle, tmp_path):
 def test_a_maker_who_lies_in_the_report_is_refuted_by_the_raw_log(bundle):
     """The signer holds the key and signs a better figure: only computing it again finds that."""
 
-    def lie(members):
-        key = keys.load_or_create_local_key(local_key())[0]
-        document = json.loads(dsse.parse(members[evidence.REPORT]).payload)
+    def lie(document):
         document["predicate"]["metrics"]["tgs"]["median"] *= 1.01
-        payload = statement.build(
-            document["predicate"], {s["name"]: s["digest"]["sha256"] for s in document["subject"]}
-        )
-        members[evidence.REPORT] = dsse.sign(payload, statement.PAYLOAD_TYPE, [key])
 
-    rewrite(bundle, lie)
+    sign_again(bundle, lie)
     assert refusal(bundle).id == "recomputed"
     assert "report.metrics.tgs.median" in refusal(bundle).message
+
+
+def relabel_suite(document):
+    document["predicate"]["suite"]["tree_digest"] = "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("lie", "verdict"),
+    [
+        (lambda document: None, Verdict.REHEARSAL),
+        (lambda d: d["predicate"]["metrics"].pop("tgs"), Verdict.INCONCLUSIVE),
+    ],
+    ids=["same findings", "other findings"],
+)
+def test_a_report_of_another_suite_is_never_refuted_and_never_confirmed_against_its_log(bundle, lie, verdict):
+    def other_suite(document):
+        relabel_suite(document)
+        lie(document)
+
+    sign_again(bundle, other_suite)
+    verification = verify(bundle)
+    assert verification.verdict is verdict
+    assert {a.id: a.answer for a in verification.answers}["suite"] == "open"
 
 
 def test_a_maker_who_edits_the_log_before_signing_breaks_the_algebra(run, sign, tmp_path):

@@ -15,9 +15,10 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["conformance", "json"]):
+    from conformance import strictjson
     from conformance.bundle.archive import read_index, read_member, write_bundle
     from conformance.errors import ArchiveError, JsonError, SignatureError
-    from conformance.report import dsse, strictjson
+    from conformance.report import dsse
 
 FILES = {
     "report.dsse.json": b"{}",

@@ -85,7 +85,7 @@ DISGUISES = {
     "Chinese, GBK": lambda line: "训练 正常\n".encode("gbk") + line,
     "memory lines": lambda line: (
         line + HEADER.format(level="INFO", place="gputest.py:313 in cuda_memory_analyze").encode()
-        + b"Rank:0-tp0-pp0-dp0: Step 5: Allocated 7.5 GB, Max_Allocated 116.5 GB, Reserved 1.4 GB, Max_Reserved 123.4 GB \n"
+        + b"Rank:0-tp0-pp0-dp0: Step 5: Allocated 7.5 GB, Max_Allocated 9 GB, Reserved 1.4 GB, Max_Reserved 3.4 GB \n"
     ),
 }  # fmt: skip
 
@@ -131,7 +131,7 @@ def test_lines_are_numbered_as_an_editor_numbers_them():
 def test_every_line_is_accounted_for():
     for data in (SLICE, OUT_OF_MEMORY, EXHAUSTED):
         counts = only(data).counts
-        assert counts.lines == len(data.splitlines())
+        assert counts.lines == data.count(b"\n")
         assert counts.lines == counts.steps + counts.known + counts.refused + counts.other
         assert (counts.refused, counts.cut) == (0, False)
 
@@ -155,7 +155,9 @@ def test_the_benchmarks_sample_line_is_read_to_the_last_digit():
 
 
 def test_values_that_are_no_plain_numbers():
-    line = SAMPLE.replace(b"perplexity=1.0075", b"perplexity=inf").replace(b" acc=0.9992", b" real_tgs=2956.7 acc=1e-05")
+    line = SAMPLE.replace(b"perplexity=1.0075", b"perplexity=inf").replace(
+        b" acc=0.9992", b" real_tgs=2956.7 acc=1e-05"
+    )
     line = line.replace(b"loss_scale=65536.0", b"loss_scale=tensor(65536.,device='cuda:0')")
     row = only(line).steps.iloc[0]
     assert (row["perplexity"], row["acc"], row["real_tgs"]) == (np.inf, 1e-5, 2956.7)
@@ -185,10 +187,16 @@ def test_an_exception_that_train_py_swallowed_is_found_with_its_traceback():
 
 
 def test_interleaved_tracebacks_keep_their_ranks():
-    raised = HEADER.format(level="ERROR", place="train.py:321 in <module>") + "Raise exception from n{r} with rank id: {r}"
+    raised = (
+        HEADER.format(level="ERROR", place="train.py:321 in <module>") + "Raise exception from n{r} with rank id: {r}"
+    )
     trace = ["Traceback (most recent call last):", '  File "train.py", line 1, in <module>', "    main()"]
-    ranks = [[raised.format(r=r), *trace, f"{kind}: on rank {r}"] for r, kind in ((0, "RuntimeError"), (5, "ValueError"))]
-    woven = "".join(f"[default{r}]:{line}\n" for pair in zip(*ranks, strict=True) for r, line in zip((0, 5), pair, strict=True))
+    ranks = [
+        [raised.format(r=r), *trace, f"{kind}: on rank {r}"] for r, kind in ((0, "RuntimeError"), (5, "ValueError"))
+    ]
+    woven = "".join(
+        f"[default{r}]:{line}\n" for pair in zip(*ranks, strict=True) for r, line in zip((0, 5), pair, strict=True)
+    )
     found = {(e.rank, e.host, e.type, e.message) for e in only(woven.encode()).exceptions}
     assert found == {(0, "n0", "RuntimeError", "on rank 0"), (5, "n5", "ValueError", "on rank 5")}
     # Without prefixes the frames are torn, but neither exception is lost.
@@ -265,7 +273,7 @@ def test_a_line_that_is_cut_off_is_refused_never_guessed(keep):
     run = only(b"".join(METRIC_LINES[:-1]) + cut)
     whole = only(b"".join(METRIC_LINES))
     if len(run.steps) == 12:  # only what stands behind all the figures was cut
-        assert cut.endswith((b"loss/code=na", b"loss/code=nan", b"loss/code=nan "))
+        assert re.search(rb"loss/code=n?a?n? ?$", cut)
     else:
         pd.testing.assert_frame_equal(run.steps, whole.steps.iloc[:-1])
         assert (run.counts.refused, run.counts.cut) == (1, True)

@@ -1,0 +1,123 @@
+"""Analysing a long log: the whole analysis, verdict included, beside regular expressions that go line by line.
+
+Run as ``python suites/selftest/benchmarks/bench_log.py [STEPS]``; 200000 steps when not said otherwise. Each way runs
+in its own process on one core, in three rounds that take turns, and the best round counts. The log obeys every relation
+of real ones, so that no check ends early.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROUNDS = 3
+ROOT = Path(__file__).resolve().parents[3]
+TYPES = ("cn", "en", "code", "ja", "ar", "kaoshi")
+
+MEASURE = """
+import sys, time
+begin = time.process_time(), time.perf_counter()
+found = work(sys.argv[1])
+cpu, wall = time.process_time() - begin[0], time.perf_counter() - begin[1]
+peak = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
+print(cpu, wall, peak, found, sep="\\t")
+"""
+# One pattern for the whole line, a named group for every field.
+SEARCH = r"""
+import re
+VALUE = re.compile(r"(?<==)[-+.0-9aefin]+|(?<=: )[-+.0-9aefin]+(?=[,}])")
+def pattern(line):
+    parts = VALUE.split(line.split(" -- ")[1].rstrip())
+    groups = [f"(?P<f{i}>[-+.0-9aefin]+)" + re.escape(part) for i, part in enumerate(parts[1:])]
+    return re.compile(re.escape(parts[0]) + "".join(groups))
+def work(path):
+    rows, fields = [], None
+    with open(path, encoding="utf-8") as log:
+        for line in log:
+            if fields is None and "tflops=" in line:
+                fields = pattern(line)
+            if fields is not None and (match := fields.search(line)):
+                rows.append({name: float(value) for name, value in match.groupdict().items()})
+            if len(rows) == 4096:  # or its memory would grow beyond bounds
+                rows.clear()
+    return f"{fields.groups} fields, no verdict"
+"""
+# A pattern for one field, found again and again.
+FINDALL = r"""
+import re
+FIELD = re.compile(r"([\w/]+)(?: \(\S+\))?=([^\s{},]+)")
+def work(path):
+    rows = []
+    with open(path, encoding="utf-8") as log:
+        for line in log:
+            if "tflops=" in line:
+                rows.append({name: float(value) for name, value in FIELD.findall(line)})
+            if len(rows) == 4096:
+                rows.clear()
+    return "41 fields, no verdict"
+"""
+ANALYSIS = """
+from conformance.analysis import analyze
+from conformance.checks.finding import Result
+from conformance.spec import all_workloads
+all_workloads()
+def work(path):
+    with open(path, "rb") as log:
+        (run,) = analyze(log)
+    failed = [f.check for f in run.findings if f.result is Result.FAIL]
+    passed = sum(f.result is Result.PASS for f in run.findings)
+    return f"{run.steps.shape[1]} columns, {run.outcome}, {passed} checks passed, failed: {failed or 'none'}"
+"""
+WAYS = {
+    "line by line, key=value pattern": FINDALL,
+    "line by line, whole-line pattern": SEARCH,
+    "conformance, analysis and verdict": ANALYSIS,
+}
+
+
+def measure(code: str, log: Path) -> tuple[float, float, float, str]:
+    """CPU and wall seconds, peak memory in MiB, and what was found."""
+    core = min(os.sched_getaffinity(0))
+    done = subprocess.run(
+        [sys.executable, "-c", code + MEASURE, str(log)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+    )
+    cpu, wall, peak, found = done.stdout.rstrip("\n").split("\t")
+    return float(cpu), float(wall), float(peak), found
+
+
+def main() -> None:
+    """Make the log, measure every way, print."""
+    steps = int(sys.argv[1]) if len(sys.argv) > 1 else 200_000
+    run = runpy.run_path(str(ROOT / "fixtures" / "honest_log.py"))["Run"]
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "long.log"
+        honest = run(total_steps=steps, data_parallel=32, lr=4e-5, warmup_ratio=0.025, loss=1.7, types=TYPES)
+        with log.open("w", encoding="utf-8") as file:
+            for line in honest.lines():
+                file.write(line + "\n")
+        size = log.stat().st_size / 1e6
+        print(f"{steps} steps, {size:.0f} MB\n")
+        best: dict[str, tuple[float, float, float, str]] = {}
+        for _ in range(ROUNDS):
+            for name, code in WAYS.items():
+                best[name] = min(best.get(name, (float("inf"), 0.0, 0.0, "")), measure(code, log))
+    print(f"{'way':<36}{'MB/s':>8}{'CPU s':>8}{'wall s':>8}{'peak MiB':>10}  found")
+    for name, (cpu, wall, peak, found) in best.items():
+        print(f"{name:<36}{size / cpu:>8.1f}{cpu:>8.2f}{wall:>8.2f}{peak:>10.0f}  {found}")
+    *others, ours = (cpu for cpu, *_ in best.values())
+    for name, other in zip(best, others, strict=False):
+        print(f"{other / ours:.1f} times as fast as {name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""The mutation table: every field of real logs is changed, and a check must go red for it."""
+
+import io
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from conformance.analysis import analyze
+from conformance.checks.finding import Result
+from conformance.plan import Topology, make_plan
+from conformance.spec import load_workload
+
+ROOT = Path(__file__).resolve().parents[3]
+SLICE = (ROOT / "reference_logs" / "h200-7b-slice24-v0.2.3.log").read_bytes()
+EXHAUSTED = (ROOT / "reference_logs" / "h200-124m-data-exhausted-v0.3.1.log").read_bytes()
+SAMPLE = (ROOT / "fixtures" / "logs" / "benchmark-sample-line.log").read_bytes()
+REHEARSAL = (ROOT / "fixtures" / "tiny-perf-run" / "logs" / "node0" / "rank0.log").read_bytes()
+Run = runpy.run_path(str(ROOT / "fixtures" / "honest_log.py"))["Run"]
+PLAN = make_plan(load_workload("slice-7b-perf"), Topology(1, 1), {"total_steps": 12})
+STEP = 6  # the one whose line is changed
+
+
+def red(data, **expected):
+    """Ids of the checks that fail."""
+    return {f.check for run in analyze(io.BytesIO(data), **expected) for f in run.findings if f.result is Result.FAIL}
+
+
+def mutate(data, field, change, step=STEP):
+    """Change one field on the line of one step, or on every line where step is None."""
+    pattern = re.compile(rb"(?<=[ ',{])(" + re.escape(field).encode() + rb"'?(?:=|: ))([^ ,}]+)")
+    lines = data.splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        if b" tflops=" in line and (step is None or b" step=%d " % step in line):
+            lines[number], count = pattern.subn(lambda m: m[1] + change(m[2]), line, count=1)
+            assert count == 1
+            assert lines[number] != line or step is None
+    return b"".join(lines)
+
+
+def times(factor):
+    """Multiply, in the form that InternEvo prints."""
+
+    def change(value):
+        if value.isdigit():
+            return b"%d" % round(int(value) * factor)
+        digits = len(value.partition(b".")[2])
+        return repr(round(float(value) * factor, digits if digits < 5 else 17)).encode()
+
+    return change
+
+
+def to(value):
+    return lambda _: value
+
+
+# Field, what is done to it on one line, and the checks that must see it.
+TABLE = [
+    ("tflops", times(1.02), {"log-flops"}),
+    ("tflops", times(0.98), {"log-flops"}),
+    ("tflops", times(4 / 3), {"log-flops"}),
+    ("step", times(1.2), {"log-steps", "log-tokens"}),
+    ("step", times(2), {"log-steps"}),
+    ("loss", times(1.1), {"log-loss"}),
+    ("loss", times(0.9), {"log-loss"}),
+    ("loss", to(b"nan"), {"loss-defined"}),
+    ("tgs (tokens/gpu/second)", times(1.01), {"log-flops", "log-speeds"}),
+    ("tgs (tokens/gpu/second)", times(0.98), {"log-flops", "log-speeds"}),
+    ("tgs/last_tgs_1", times(1.001), {"log-speeds"}),
+    ("tgs/tgs_all", times(1.001), {"log-speeds"}),
+    ("tgs/tgs_avg", times(1.001), {"log-speeds"}),
+    ("tgs/tgs_SMA", times(1.001), {"log-speeds"}),
+    ("tgs/last_tgs_10", to(b"12000.0"), {"log-speeds"}),
+    ("tgs/last_tgs_50", to(b"12000.0"), {"log-speeds"}),
+    ("lr", times(1.0001), {"log-lr"}),
+    ("loss_scale", times(2), {"log-loss-scale"}),
+    ("loss_scale", times(0.5), {"log-loss-scale"}),
+    ("loss_scale", times(1.1), {"log-loss-scale"}),
+    # Nothing else in the line depends on the norm; only an impossible one is seen.
+    ("0_default", to(b"nan"), {"log-ranges"}),
+    ("0_default", to(b"-1.0"), {"log-ranges"}),
+    ("1_fp32", to(b"inf"), {"log-ranges"}),
+    ("micro_num", times(2), {"log-packing"}),
+    ("num_consumed_tokens", times(1.001), {"log-tokens"}),
+    ("inf_nan_skip_batches", to(b"1"), {"log-steps"}),
+    ("num_samples_in_batch", times(2), {"log-packing"}),
+    ("num_samples_in_batch", times(0.5), {"log-packing"}),
+    ("largest_length", times(2), {"log-packing"}),
+    ("largest_length", times(0.5), {"log-packing"}),
+    ("largest_batch", times(2), {"log-packing"}),
+    ("largest_batch", times(0.5), {"log-packing"}),
+    ("smallest_batch", times(2), {"log-packing"}),
+    ("smallest_batch", times(0.5), {"log-packing"}),
+    ("adam_beta2", to(b"0.99"), {"log-ranges"}),
+    ("fwd_bwd_time", times(1.1), {"log-step-time"}),
+    ("acc", times(0.99), {"log-types"}),
+    ("acc", to(b"1.2"), {"log-ranges"}),
+    ("perplexity", times(1.01), {"log-perplexity"}),
+    ("perplexity", times(0.99), {"log-perplexity"}),
+    ("acc/en", times(0.99), {"log-types"}),
+    ("acc/cn", to(b"0.5"), {"log-types"}),
+    ("acc/code", to(b"0.5"), {"log-types"}),
+    ("tokens/en", times(1.1), {"log-types"}),
+    ("tokens/en", to(b"30429.5"), {"log-types"}),
+    ("tokens/cn", to(b"100"), {"log-types"}),
+    ("tokens/code", to(b"100"), {"log-types"}),
+    ("loss_from_metric", times(1.05), {"log-types"}),
+    ("loss_from_metric", times(0.9), {"log-loss", "log-types"}),
+    ("loss/en", times(1.05), {"log-types"}),
+    ("loss/cn", to(b"0.5"), {"log-types"}),
+    ("loss/code", to(b"0.5"), {"log-types"}),
+]
+
+
+def test_the_logs_are_green_before_they_are_changed():
+    assert red(SLICE, plan=PLAN) == set()
+    assert red(SLICE) == set()
+    assert red(EXHAUSTED) == {"run-complete"}
+    assert red(SAMPLE) == set()
+    assert red(REHEARSAL) == set()
+
+
+@pytest.mark.parametrize("plan", [PLAN, None], ids=["planned", "bare"])
+@pytest.mark.parametrize(("field", "change", "checks"), TABLE)
+def test_a_changed_field_turns_a_check_red(field, change, checks, plan):
+    assert checks <= red(mutate(SLICE, field, change), plan=plan)
+
+
+def test_the_table_has_every_field_of_the_line():
+    line = next(line for line in SLICE.splitlines() if b" tflops=" in line)
+    pattern = rb"(tgs \(tokens/gpu/second\)|[\w/]+)=(?!\{)|'(\w+)':"
+    fields = {(a or b).decode() for a, b in re.findall(pattern, line[line.index(b" tflops=") :])}
+    assert fields == {field for field, _, _ in TABLE}
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "checks"),
+    [
+        ("tflops", times(1.02), {"log-flops"}),
+        ("loss", times(0.9), {"log-loss"}),
+        ("tgs (tokens/gpu/second)", times(1.05), {"log-flops", "log-step-time", "log-speeds"}),
+        ("lr", times(2), {"log-lr"}),
+        ("loss_scale", times(2), {"log-loss-scale"}),
+        ("num_consumed_tokens", times(2), {"log-tokens"}),
+        ("perplexity", times(0.95), {"log-perplexity"}),
+        ("loss_from_metric", times(0.95), {"log-perplexity", "log-types"}),
+        ("loss/code", times(0.95), {"log-types"}),
+        ("acc", times(0.9), {"log-types"}),
+    ],
+)
+def test_a_field_that_is_changed_on_every_line_turns_a_check_red(field, change, checks):
+    assert checks <= red(mutate(EXHAUSTED, field, change, step=None))
+
+
+HEAD = [
+    (b"seq_len: 4096", b"seq_len: 2048", {"log-flops", "log-packing"}),
+    (b"'num_layers': 24", b"'num_layers': 32", {"log-flops", "log-elements"}),
+    (b"'hidden_size': 4096", b"'hidden_size': 5120", {"log-flops", "log-elements"}),
+    (b"'vocab_size': 32000", b"'vocab_size': 64000", {"log-flops", "log-elements"}),
+    (b"'mlp_ratio': 3.5", b"'mlp_ratio': 4.0", {"log-flops", "log-elements"}),
+    (b"'num_kv_attention_heads': 8", b"'num_kv_attention_heads': 32", {"log-elements"}),
+    (b"elements on ranks: [5496836096]", b"elements on ranks: [7241732096]", {"log-elements"}),
+    (b"-- micro_num: 4", b"-- micro_num: 8", {"log-tokens", "log-packing"}),
+    (b"-- micro_bsz: 2", b"-- micro_bsz: 4", {"log-tokens", "log-packing"}),
+    (b"data parallel size: 1", b"data parallel size: 2", {"log-tokens"}),
+    (b"tensor parallel size: 1", b"tensor parallel size: 2", {"log-elements", "log-step-time"}),
+    (b"pipeline parallel size: 1", b"pipeline parallel size: 2", {"log-elements", "log-step-time"}),
+    (b"'initial_scale': 65536", b"'initial_scale': 16384", {"log-loss-scale"}),
+    (b"adam: {'lr': 0.0001", b"adam: {'lr': 0.0003", {"log-lr"}),
+    (b"'adam_beta2': 0.95", b"'adam_beta2': 0.99", {"log-ranges"}),
+]
+
+
+@pytest.mark.parametrize(("honest", "forged", "checks"), HEAD)
+def test_a_forged_head_contradicts_the_lines(honest, forged, checks):
+    assert SLICE.count(honest) == 1
+    assert checks <= red(SLICE.replace(honest, forged))
+    assert "log-head" in red(SLICE.replace(honest, forged), plan=PLAN) or b"elements" in honest
+
+
+@pytest.mark.parametrize(
+    "setting", [b"'weight_decay': 0.01", b"'adam_eps': 1e-08", b"clip_grad_norm: 1.0", b"numpy: 1024"]
+)
+def test_what_only_the_head_tells_is_held_against_the_plan(setting):
+    name = setting.split(b": ")[0]
+    assert "log-head" in red(SLICE.replace(setting, name + b": 7"), plan=PLAN)
+
+
+def test_a_checkpointed_slice_of_24_layers_is_no_7b():
+    """Its FLOPs per token are those of 32 layers without checkpointing, so tflops / tgs alone cannot tell."""
+    seven = make_plan(load_workload("llama2-7b-perf"), Topology(4, 8))
+    forged = mutate(SLICE, "tflops", times(5.393665e10 / 4.064910e10), step=None)
+    assert "log-flops" not in red(forged.replace(b"'num_layers': 24", b"'num_layers': 32"))
+    assert {"log-elements"} <= red(forged.replace(b"'num_layers': 24", b"'num_layers': 32"))
+    assert {"log-head"} <= red(forged, plan=seven)
+
+
+def test_figures_that_are_raised_together_contradict_the_clock():
+    data = SLICE
+    for name in ("last_tgs_1", "tgs_all", "tgs_avg", "tgs_SMA", "last_tgs_10"):
+        data = mutate(data, f"tgs/{name}", times(1.05), step=None)
+    data = mutate(mutate(data, "tgs (tokens/gpu/second)", times(1.05), step=None), "tflops", times(1.05), step=None)
+    assert red(data, plan=PLAN) == {"log-step-time"}
+
+
+LINES = SLICE.splitlines(keepends=True)
+AT = [i for i, line in enumerate(LINES) if b" tflops=" in line]
+
+
+def instead(first, last, *lines):
+    """The log with other lines in place of those of the steps from first to last."""
+    return b"".join([*LINES[: AT[first]], *lines, *LINES[AT[last] + 1 :]])
+
+
+FIVE, SIX = LINES[AT[5]], LINES[AT[6]]
+
+
+@pytest.mark.parametrize(
+    ("data", "check"),
+    [
+        (instead(5, 5), "log-steps"),
+        (instead(0, 0), "log-steps"),
+        (instead(5, 5, FIVE, FIVE), "log-steps"),
+        (instead(5, 6, SIX, FIVE), "log-speeds"),
+        (instead(11, 11), "run-complete"),
+        (instead(5, 5, FIVE[:300] + b"\n"), "log-readable"),
+        (instead(5, 5, FIVE.replace(b"18:22:15", b"18:22:05")), "log-clock"),
+        (instead(5, 5, FIVE.replace(b"18:22:15", b"18:22:14")), "log-step-time"),
+    ],
+    ids=["deleted", "first deleted", "twice", "swapped", "last deleted", "cut", "clock back", "clock off"],
+)
+def test_a_line_that_is_moved_or_lost_is_missed(data, check):
+    assert check in red(data, plan=PLAN)
+
+
+def test_weights_that_were_loaded_show_in_the_first_loss():
+    data = SLICE
+    for field in ("loss", "loss_from_metric", "loss/en"):
+        data = mutate(data, field, to(b"2.1"), step=0)
+    assert red(mutate(data, "perplexity", to(b"8.1662"), step=0)) == {"log-initial-loss"}
+
+
+@pytest.mark.parametrize("cards", [1, 8, 32])
+def test_honest_logs_of_other_layouts_are_green(cards):
+    for run in (Run(data_parallel=cards), Run(total_steps=300, data_parallel=cards, skipped={0, 50, 51})):
+        assert red(run.text()) == set()
+
+
+def test_loss_scale_follows_its_scaler():
+    run = Run(total_steps=2500, skipped={40, 41})
+    grown = mutate(run.text(), "loss_scale", to(b"131072.0"), step=1500)
+    assert red(run.text()) == set()
+    # Doubled after 1500 good updates, as allowed, but back again without an overflow.
+    assert red(grown) == {"log-loss-scale"}
+    lines = run.text().splitlines(keepends=True)
+    doubled = [
+        line.replace(b"loss_scale=65536.0", b"loss_scale=131072.0") if i > len(lines) - 900 else line
+        for i, line in enumerate(lines)
+    ]
+    assert red(b"".join(doubled)) == set()
+
+
+def test_segments_of_one_run_must_agree_where_they_overlap():
+    run = Run(total_steps=120)
+    assert red(run.text(last=80) + run.text(first=60)) == set()
+    other = Run(total_steps=120, loss=1.5, seed=4)
+    assert red(run.text(last=80) + other.text(first=60)) == {"log-overlap"}
+
+
+def test_a_segment_without_the_one_before_is_inconclusive():
+    (run,) = analyze(io.BytesIO(Run(total_steps=60).text(first=30)))
+    (finding,) = [f for f in run.findings if f.check == "log-overlap"]
+    assert finding.result is Result.ERROR
+    assert "not here" in finding.message
+
+
+def test_segments_with_a_gap_between_them_are_not_one_run():
+    run = Run(total_steps=60)
+    first, second = analyze(io.BytesIO(run.text(last=20) + run.text(first=30)))
+    assert {f.check: f.result for f in first.findings}["run-complete"] is Result.FAIL
+    assert {f.check: f.result for f in second.findings}["log-overlap"] is Result.ERROR
+
+
+def test_one_ranks_loss_cannot_be_lowered_on_every_step():
+    run = Run(total_steps=300, data_parallel=32)
+    assert "log-loss" in red(mutate(run.text(), "loss", times(0.97), step=None))
+
+
+def test_real_tgs_counts_the_tokens_that_are_no_padding():
+    lines = SLICE.replace(b" lr=", b" real_tgs=11000.0 lr=")
+    assert "log-types" in red(lines)
+
+
+def test_a_stage_of_a_pipeline_holds_its_share_of_the_elements():
+    tail = (
+        Run()
+        .text()
+        .replace(
+            b"pipeline parallel size: 1, tensor parallel size: 1", b"pipeline parallel size: 4, tensor parallel size: 8"
+        )
+    )
+    tail = tail.replace(b"INFO hybrid_zero_optim", b"INFO hybrid_zero_optim", 1)
+    share = (32000 * 4096 + 8 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336)) // 8 + 4096 * 17
+    (run,) = analyze(io.BytesIO(tail.replace(b"[7241732096]", b"[%d]" % share)))
+    assert {f.check: f.result for f in run.findings}["log-elements"] is Result.PASS
+    (run,) = analyze(io.BytesIO(tail.replace(b"[7241732096]", b"[%d]" % (share - 4096))))
+    assert {f.check: f.result for f in run.findings}["log-elements"] is Result.FAIL

@@ -1,0 +1,143 @@
+"""No input crashes or stalls the log parser, and none makes it lose count of the lines."""
+
+import io
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conformance.analysis import analyze
+from conformance.internevo.log import parse_log, parser
+
+ROOT = Path(__file__).resolve().parents[3]
+LOGS = [path.read_bytes() for path in sorted((ROOT / "reference_logs").glob("*.log"))]
+Run = runpy.run_path(str(ROOT / "fixtures" / "honest_log.py"))["Run"]
+LINE = [line for line in LOGS[-1].splitlines(keepends=True) if b"tflops=" in line][3]
+
+relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=50)
+
+# What a hostile or broken log is made of.
+TOKENS = st.sampled_from(
+    [
+        LINE,
+        LINE[:300],
+        LINE[300:],
+        LINE.replace(b" step=3 ", b" step=4 "),
+        *LOGS[0].splitlines(keepends=True)[30:60],
+        *LOGS[0].splitlines(keepends=True)[-25:],
+        b"\n",
+        b"\r",
+        b"\r\n",
+        b"\x1b[31m",
+        b"[default3]:",
+        b"[rank1]: ",
+        b"7: ",
+        b"tflops=",
+        b" step=5 loss=1.0 tgs (tokens/gpu/second)=7 ",
+        b"grad_norm={",
+        b"}",
+        b"nan ",
+        b"step=" + b"9" * 15 + b" ",
+        b"1e999 ",
+        b"Traceback (most recent call last):\n",
+        b"ValueError: x\n",
+        "训练".encode("gbk"),
+        "训练".encode(),
+        b"\x00",
+    ]
+)
+hostile = st.lists(TOKENS | st.binary(max_size=40), max_size=40).map(b"".join)
+
+
+def splice(draw_from):
+    """Cut real logs to pieces and put them together otherwise."""
+
+    def build(cuts):
+        return b"".join(LOGS[i % len(LOGS)][a : a + n] for i, a, n in cuts)
+
+    return st.lists(st.tuples(st.integers(0, 2), st.integers(0, 60_000), st.integers(0, draw_from)), max_size=12).map(
+        build
+    )
+
+
+def check(data):
+    runs = parse_log(io.BytesIO(data))
+    for run in runs:
+        counts = run.counts
+        assert counts.lines == data.count(b"\n") + (len(data) > 0 and not data.endswith(b"\n"))
+        assert min(counts.steps, counts.known, counts.refused, counts.other) >= 0
+        assert run.steps["line"].between(1, counts.lines).all()
+        assert np.all(np.diff(run.steps["step"]) >= 0)
+    for analysis in analyze(io.BytesIO(data)):
+        analysis.to_json()
+
+
+@relaxed
+@given(st.binary(max_size=2000))
+def test_bytes_at_random(data):
+    check(data)
+
+
+@relaxed
+@given(hostile)
+def test_parts_of_logs_in_any_order(data):
+    check(data)
+
+
+@relaxed
+@given(splice(4000))
+def test_real_logs_cut_to_pieces(data):
+    check(data)
+
+
+@relaxed
+@given(st.integers(0, len(LOGS[-1])), st.binary(min_size=1, max_size=3), st.integers(0, 2))
+def test_real_logs_with_a_fault(position, fault, which):
+    data = LOGS[which]
+    position %= len(data)
+    check(data[:position] + fault + data[position + len(fault) :])
+
+
+@relaxed
+@given(hostile, st.integers(1, 400))
+def test_where_chunks_are_cut_makes_no_difference(data, size):
+    whole = parse_log(io.BytesIO(data))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parser, "FIRST_CHUNK", size)
+        patch.setattr(parser, "CHUNK", size)
+        pieces = parse_log(io.BytesIO(data))
+    assert [run.steps.to_csv() for run in pieces] == [run.steps.to_csv() for run in whole]
+    assert [run.events for run in pieces] == [run.events for run in whole]
+
+
+STALLS = {
+    "one endless line": b"a" * (1 << 20),
+    "an endless word that could be a key": b"tflops=1 step=1 loss=1 " + b"a" * (1 << 20),
+    "keys without end": b"a=" * (1 << 20),
+    "open braces": LINE[:200] + b"x={" * (1 << 18),
+    "an open dict": (LINE[:400].rstrip() + b" grad_norm={'0_default': 1.0,\n") * 4000,
+    "spaces": b"tflops=1" + b" " * (1 << 20),
+    "openings of a unit": b"tflops=1 step=1 loss=1 " + b"a (" * (1 << 20),
+    "escapes": b"\x1b[" + b"1;" * (1 << 20),
+    "headers": LINE[:100] * 20_000,
+    "headers without line ends": (LINE[:24] + b"INFO a.py:1 in f -- ") * 50_000,
+    "prefixes": b"[default0]:" * 100_000,
+    "tracebacks": b"Traceback (most recent call last):\n" * 50_000,
+    "wrapped for ever": LINE[:200] + b"\n" + b"x=1\n" * 100_000,
+    "a layout for every line": b"".join(LINE.rstrip() + b" x%d=1\n" % i for i in range(3000)),
+    "a prefix for every line": b"".join(b"[default%d]:" % (i % 99_999) + LINE for i in range(6000)),
+    "a run for every line": b"".join(LINE.replace(b"step=3", b"step=%d" % (9999 - i)) for i in range(3000)),
+    "heads": b"2026-11-23 18:22:03,000\tINFO launch.py:435 in launch -- Distributed environment is initialized\n"
+    * 20_000,
+    "carriage returns": b"\r" * (1 << 20),
+    "zeros": bytes(1 << 20),
+}
+
+
+@pytest.mark.parametrize("name", STALLS)
+def test_nothing_stalls_it(name):
+    for run in parse_log(io.BytesIO(STALLS[name])):
+        assert run.counts.lines >= 1

@@ -1,0 +1,75 @@
+"""What a run was is told by its head, else by its plan, else by its lines, and each fact names its source."""
+
+import io
+import runpy
+from pathlib import Path
+
+import pytest
+
+from conformance.internevo.log import LogHead, parse_log
+from conformance.metrics.facts import gather
+from conformance.plan import Topology, make_plan
+from conformance.spec import all_workloads, load_workload
+
+ROOT = Path(__file__).resolve().parents[3]
+Run = runpy.run_path(str(ROOT / "fixtures" / "honest_log.py"))["Run"]
+
+
+def facts(data, plan=None, workload=None, head=True):
+    run = parse_log(io.BytesIO(data))[0]
+    return gather(run.steps, run.head if head else LogHead(), plan, workload, all_workloads())
+
+
+SLICE = (ROOT / "reference_logs" / "h200-7b-slice24-v0.2.3.log").read_bytes()
+SAMPLE = (ROOT / "fixtures" / "logs" / "benchmark-sample-line.log").read_bytes()
+
+
+def test_the_head_tells_all_of_a_real_run():
+    found = facts(SLICE)
+    assert (found.cards, found.data_parallel, found.micro_bsz, found.micro_num) == (1, 1, 2, 4)
+    assert (found.model.num_layers, found.model.seq_len, found.checkpoint_factor) == (24, 4096, 3)
+    assert (found.tokens_per_step, found.global_batch_size, found.total_steps) == (32768, 8, 12)
+    assert found.sources["cards"] == "the log's head"
+    assert found.sources["total_steps"] == "the learning rates of the lines"
+
+
+def test_the_lines_tell_it_without_the_head():
+    with_head, without = facts(SLICE), facts(SLICE, head=False)
+    for name in ("model", "cards", "data_parallel", "micro_bsz", "micro_num", "tokens_per_step", "checkpoint_factor"):
+        assert getattr(without, name) == getattr(with_head, name)
+
+
+def test_the_benchmarks_sample_line_alone():
+    """Its 12 samples of at most 2672 tokens fill 4 micro batches of one sequence, not of two; so 128 / 4 ranks."""
+    found = facts(SAMPLE)
+    assert (found.model.num_layers, found.model.hidden_size, found.checkpoint_factor) == (32, 4096, 3)
+    assert (found.tokens_per_step, found.global_batch_size) == (524288, 128)
+    assert (found.micro_bsz, found.micro_num, found.data_parallel, found.cards) == (1, 4, 32, 32)
+    assert "only this one can have written the lines" in found.sources["cards"]
+
+
+@pytest.mark.parametrize("cards", [1, 2, 8, 16, 32])
+def test_the_clock_of_the_lines_tells_the_cards(cards):
+    found = facts(Run(data_parallel=cards).text(head=False))
+    assert (found.cards, found.global_batch_size) == (cards, 8 * cards)
+
+
+def test_what_the_lines_cannot_tell_is_unknown():
+    line = SAMPLE.replace(b"smallest_batch=2 ", b"").replace(b"tflops=180.4572540886346", b"tflops=111.1")
+    found = facts(line)
+    assert (found.model, found.checkpoint_factor, found.cards, found.data_parallel) == (None, None, None, None)
+    assert (found.global_batch_size, found.tokens_per_card, found.total_steps) == (None, None, None)
+
+
+def test_activation_checkpointing_shows_as_f_4():
+    per_token = {3: 5.393665e10, 4: 4 / 3 * (5.393665e10 - 6 * 4096 * 32000) + 6 * 4096 * 32000}
+    line = SAMPLE.replace(b"tflops=180.4572540886346", b"tflops=%f" % (per_token[4] * 3345.72 / 1e12))
+    assert facts(line, workload=load_workload("llama2-7b-perf")).checkpoint_factor == 4
+
+
+def test_the_plan_fills_in_what_a_headless_log_leaves_open():
+    plan = make_plan(load_workload("llama2-7b-perf"), Topology(4, 8), {"micro_bsz": 1, "micro_num": 4})
+    found = facts(SAMPLE, plan=plan)
+    assert (found.cards, found.tensor, found.total_steps) == (32, 1, 20)
+    assert found.sources["cards"] == "the plan"
+    assert facts(SLICE, plan=plan).sources["cards"] == "the log's head"
