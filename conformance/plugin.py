@@ -287,6 +287,8 @@ def require(outcome: Outcome | ConformanceError, check: str) -> None:
     if not found:
         if load_checks()[check].severity == "advisory":
             pytest.skip("nothing to check")
+        if any(f.check == "run-steps" and f.result is not Result.PASS for f in outcome.judgement.findings):
+            pytest.skip("no training step was logged; run-steps says why")
         pytest.fail(f"{check}: the check was not made.", pytrace=False)
     bad = [finding for finding in found if finding.result in (Result.FAIL, Result.ERROR)]
     if bad:

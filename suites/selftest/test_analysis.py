@@ -77,7 +77,7 @@ def test_the_benchmarks_sample_line():
 def test_json_is_strict_and_every_check_is_described():
     data = b"".join(read(path.name) for path in sorted(LOGS.glob("*.log")))
     runs = analyze(io.BytesIO(data), workload=load_workload("slice-7b-perf"), limits=Limits(declared_tgs=1.0))
-    assert len(runs) == 3
+    assert len(runs) == len(list(LOGS.glob("*.log")))
     text = json.dumps([run.to_json() for run in runs], allow_nan=False)
     found = {finding["check"] for run in json.loads(text) for finding in run["findings"]}
     assert found <= set(load_checks())

@@ -39,7 +39,7 @@ def workers(run):
     for process in psutil.process_iter():
         try:
             environ = process.environ()
-            if environ.get(RUN_MARK) == str(run) and "RANK" in environ and process.status() != psutil.STATUS_ZOMBIE:
+            if environ.get(RUN_MARK, "").startswith(f"{run}:") and "RANK" in environ and process.status() != psutil.STATUS_ZOMBIE:
                 found.setdefault(int(environ["RANK"]), process)
         except psutil.Error:
             continue
@@ -82,7 +82,8 @@ def test_a_rank_killed_by_a_signal_fails_the_run(rehearsal):
     assert process.returncode == pytest.ExitCode.TESTS_FAILED
     assert workers(run) == {}
     assert "NOT_CONFORMANT" in output
-    assert "rank 1" in output
+    assert "Rank 1 on" in output
+    assert "was killed by SIGKILL" in output
     assert "Traceback" not in output
 
 

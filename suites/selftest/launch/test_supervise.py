@@ -20,7 +20,7 @@ from conformance.launch.torchrun import RUN_MARK, environment, recorded, require
 LINE = (
     "2026-01-01 00:00:00,000\tINFO t.py:1 in f -- tflops=1.0 step={step} loss=2.5 tgs (tokens/gpu/second)=100.5 x=1 \n"
 )
-QUICK = Limits(start_seconds=20, stall_factor=4, stall_floor_seconds=2, lost_node_seconds=3, min_free_bytes=1)
+QUICK = Limits(start_seconds=90, stall_factor=4, stall_floor_seconds=2, lost_node_seconds=3, min_free_bytes=1)
 
 # A rank as torchrun would start it: it logs steps where the worker does, and gives its stack on request.
 RANK = """
