@@ -39,7 +39,8 @@ def workers(run):
     for process in psutil.process_iter():
         try:
             environ = process.environ()
-            if environ.get(RUN_MARK, "").startswith(f"{run}:") and "RANK" in environ and process.status() != psutil.STATUS_ZOMBIE:
+            mine = environ.get(RUN_MARK, "").startswith(f"{run}:") and "RANK" in environ
+            if mine and process.status() != psutil.STATUS_ZOMBIE:
                 found.setdefault(int(environ["RANK"]), process)
         except psutil.Error:
             continue
