@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from conformance.checks.finding import Finding, Result
+from conformance.evidence import FAULTS
 
-FAULTS = "environment/faults.json"
 # A device that holds less than this share of the others' clock slows every rank down: they wait for it in each step.
 EVEN_SHARE = 0.9
 # A device that waits for data shows its idle clock; only a busy one tells how fast it is.
