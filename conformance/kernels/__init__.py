@@ -10,6 +10,7 @@ from types import ModuleType
 
 # Import root -> distribution that provides it natively.
 PACKAGES = {
+    "apex": "apex",
     "flash_attn": "flash-attn",
     "fused_dense_lib": "fused-dense-lib",
     "rotary_emb": "rotary-emb",
@@ -47,6 +48,8 @@ def install() -> tuple[KernelSource, ...]:
     sources = []
     for package, distribution in PACKAGES.items():
         names = [name for name in MODULES if name.split(".")[0] == package]
+        if not names:  # nothing that this platform's PyTorch could stand in with, and InternEvo does without
+            continue
         native = _native_version(package, distribution)
         if native is None:
             _register({name: MODULES[name] for name in names})

@@ -1,9 +1,85 @@
-"""The fastest that PyTorch itself offers, behind the interface of kernels/reference.py, where the device has it."""
+"""The fastest that PyTorch itself offers, behind the interface of kernels/reference.py, where the device has it.
+
+What is fastest was measured on an H200 by suites/selftest/benchmarks/bench_kernels.py; reference_logs/README.md has the
+figures, and those of the candidates that lost.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from conformance.kernels import reference
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def compiled(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Fuse a function by torch.compile at its first call; where the platform cannot compile, it runs as it stands.
+
+    Args:
+        function: Pure but for the tensors that it is given to fill.
+
+    Returns:
+        The same function of the same arguments.
+    """
+    chosen: list[Callable[Parameters, Result]] = []
+
+    @wraps(function)
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        if not chosen:
+            fused: Callable[Parameters, Result] = torch.compile(function, dynamic=False)
+            try:
+                result = fused(*args, **kwargs)
+            except Exception as error:  # no C compiler, no Triton, an unknown device: each fails in its own way
+                logging.warning("%s is not fused: torch.compile failed: %s", function.__name__, str(error)[:200])
+                chosen.append(function)
+            else:
+                chosen.append(fused)
+                return result
+        return chosen[0](*args, **kwargs)
+
+    return call
+
+
+@compiled
+def rotate_into(x1: Tensor, x2: Tensor, cos: Tensor, sin: Tensor, out1: Tensor, out2: Tensor, conjugate: bool) -> None:
+    """Rotary embedding of two halves in one pass over memory.
+
+    Args:
+        x1: First halves.
+        x2: Second halves.
+        cos: Cosines, broadcastable to ``x1``.
+        sin: Sines, broadcastable to ``x1``.
+        out1: Receives the first rotated half; may be ``x1``.
+        out2: Receives the second; may be ``x2``.
+        conjugate: Rotate backwards.
+    """
+    first, second = reference.rotate(x1, x2, cos, sin, conjugate=conjugate)
+    out1.copy_(first)
+    out2.copy_(second)
+
+
+@compiled
+def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    """Cross-entropy of each token over a whole vocabulary.
+
+    Args:
+        logits: (tokens, vocabulary).
+        labels: (tokens), int64.
+        ignore_index: Label that counts as loss 0.
+
+    Returns:
+        Loss of each token, (tokens), fp32.
+    """
+    return F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="none")
 
 
 def has_flash_attention(q: Tensor) -> bool:

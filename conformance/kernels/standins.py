@@ -377,9 +377,11 @@ class ApplyRotaryEmb(torch.autograd.Function):
 
 def _rotate_heads(x: Tensor, cos: Tensor, sin: Tensor, *, conjugate: bool) -> Tensor:
     half = cos.shape[-1]
-    x1, x2, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    rotated = reference.rotate(x1, x2, cos[:, None, :], sin[:, None, :], conjugate=conjugate)
-    return torch.cat([*rotated, rest], dim=-1)
+    output = torch.empty_like(x)
+    output[..., 2 * half :] = x[..., 2 * half :]
+    x1, x2, out1, out2 = (part[..., i : i + half] for part in (x, output) for i in (0, half))
+    apply_rotary(x1, x2, cos[:, None, :], sin[:, None, :], out1, out2, conjugate)
+    return output
 
 
 def apply_rotary(x1: Tensor, x2: Tensor, cos: Tensor, sin: Tensor, out1: Tensor, out2: Tensor, conjugate: bool) -> None:
@@ -394,9 +396,41 @@ def apply_rotary(x1: Tensor, x2: Tensor, cos: Tensor, sin: Tensor, out1: Tensor,
         out2: Receives the second.
         conjugate: Rotate backwards.
     """
+    if x1.is_cuda:
+        fast.rotate_into(x1, x2, cos, sin, out1, out2, conjugate)
+        return
     first, second = reference.rotate(x1, x2, cos, sin, conjugate=conjugate)
     out1.copy_(first)
     out2.copy_(second)
+
+
+# --- normalisation (apex.normalization.fused_layer_norm) ---
+
+
+class MixedFusedRMSNorm(nn.Module):
+    """RMSNorm by PyTorch's own fused kernel; InternEvo has a plain one for where there is neither.
+
+    Args:
+        normalized_shape: Size of the last dimension.
+        eps: Added to the mean square.
+    """
+
+    def __init__(self, normalized_shape: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.normalized_shape = (normalized_shape,)
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(normalized_shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise.
+
+        Args:
+            x: (..., normalized shape).
+
+        Returns:
+            The same shape, in the gain's dtype.
+        """
+        return F.rms_norm(x.to(self.weight.dtype), self.normalized_shape, self.weight, self.eps)
 
 
 # --- loss and metrics (flash_attn.losses.cross_entropy, torch_scatter) ---
@@ -432,7 +466,11 @@ class CrossEntropyLoss(nn.Module):
         Returns:
             Mean over the counted tokens, or (tokens) for reduction none.
         """
-        loss = reference.cross_entropy(logits, labels, ignore_index=self.ignore_index, group=self.process_group)
+        whole = self.process_group is None or dist.get_world_size(self.process_group) == 1
+        if logits.is_cuda and whole:
+            loss = fast.cross_entropy(logits, labels, self.ignore_index)
+        else:
+            loss = reference.cross_entropy(logits, labels, ignore_index=self.ignore_index, group=self.process_group)
         return loss.sum() / (labels != self.ignore_index).sum() if self.reduction == "mean" else loss
 
 
@@ -458,6 +496,11 @@ def scatter(src: Tensor, index: Tensor, dim: int = 0, reduce: str = "sum") -> Te
 
 # What InternEvo imports, by module. A placeholder is imported and never called on the LLaMA2 pretraining path.
 MODULES: dict[str, dict[str, Any]] = {
+    **(
+        {"apex.normalization.fused_layer_norm": {"MixedFusedRMSNorm": MixedFusedRMSNorm}}
+        if hasattr(F, "rms_norm")  # since torch 2.4
+        else {}
+    ),
     "flash_attn": {"flash_attn_varlen_kvpacked_func": flash_attn_varlen_kvpacked_func},
     "flash_attn.flash_attn_interface": {
         "flash_attn_unpadded_func": placeholder("flash_attn.flash_attn_interface.flash_attn_unpadded_func"),

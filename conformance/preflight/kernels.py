@@ -252,7 +252,7 @@ def _rms_norm(model: Model, task: Task, providers: dict[str, str]) -> Iterator[C
     upstream = _randn(task.tokens, h, scale=BEYOND_FP16)
     try:
         norm = importlib.import_module("apex.normalization.fused_layer_norm").MixedFusedRMSNorm(h, eps=eps).to("cuda")
-        provider = "native apex"
+        provider = providers["apex.normalization.fused_layer_norm"]
     except ImportError:
         norm, provider = None, "torch"
 

@@ -6,7 +6,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed; `make test`
 
 import torch.nn.functional as F
 
-from conformance.kernels import reference, standins
+from conformance.kernels import fast, reference, standins
 
 LENGTHS = [1, 7, 33, 64]
 HEADS, KV_HEADS, DIM = 8, 2, 16
@@ -142,3 +142,46 @@ def test_a_placeholder_can_be_imported_and_not_used(name):
     module, attribute = name.rsplit(".", 1)
     with pytest.raises(NotImplementedError, match=attribute):
         standins.MODULES[module][attribute]()
+
+
+def test_the_fused_norm_that_stands_in_agrees_with_the_reference():
+    torch.manual_seed(3)
+    norm = standins.MixedFusedRMSNorm(DIM, eps=1e-5).double()
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+    x = torch.randn(7, DIM, dtype=torch.float64, requires_grad=True)
+    expected = reference.rms_norm(x, norm.weight, 1e-5)
+    torch.testing.assert_close(norm(x), expected)
+    up = torch.randn_like(expected)
+    for want, have in zip(
+        torch.autograd.grad(expected, (x, norm.weight), up),
+        torch.autograd.grad(norm(x), (x, norm.weight), up),
+        strict=True,
+    ):
+        torch.testing.assert_close(have, want)
+
+
+def test_a_fused_norm_with_another_epsilon_does_not_agree():
+    x = torch.full((1, DIM), 1e-3)
+    norm = standins.MixedFusedRMSNorm(DIM, eps=1e-5)
+    assert not torch.allclose(norm(x), reference.rms_norm(x, norm.weight, 1e-6))
+
+
+def test_a_platform_that_cannot_compile_runs_the_function_as_it_stands(monkeypatch, caplog):
+    def refuse(function, **options):
+        def call(*args):
+            raise RuntimeError("no C compiler")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    double = fast.compiled(lambda x: 2 * x)
+    assert double(3) == 6
+    assert double(4) == 8
+    assert caplog.text.count("no C compiler") == 1
+
+
+def test_what_compiles_is_what_runs(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: lambda x: "fused")
+    run = fast.compiled(lambda x: "plain")
+    assert [run(1), run(2)] == ["fused", "fused"]
