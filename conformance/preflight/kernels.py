@@ -45,6 +45,7 @@ class Case:
         run: Computes all results, always from the same inputs.
         expected: Computes the same by the reference.
         flops: Operations of one run; None where they say nothing.
+        view: How results are looked at; not timed.
     """
 
     kernel: str
@@ -54,6 +55,7 @@ class Case:
     run: Callable[[], Results]
     expected: Callable[[], Results]
     flops: float | None = None
+    view: Callable[[Results], Results] = lambda results: results
 
 
 def measure(task: Task, journal: Journal) -> None:
@@ -81,13 +83,12 @@ def measure(task: Task, journal: Journal) -> None:
 
 
 def _measure_case(case: Case, task: Task, journal: Journal) -> None:
-    first = case.run()
-    shapes = {name: tuple(result.shape) for name, result in first.items()}
-    dtypes = {result.dtype for result in first.values() if result.dtype.is_floating_point}
-    for dtype in dtypes:
-        poison(*shapes.values(), dtype=dtype)
-    second = case.run()
-    for name, exact in case.expected().items():
+    raw = case.run()
+    for dtype in {result.dtype for result in raw.values() if result.dtype.is_floating_point}:
+        poison(*(tuple(result.shape) for result in raw.values()), dtype=dtype)
+    first = case.view(raw)
+    second = case.view(case.run())
+    for name, exact in case.view(case.expected()).items():
         journal.record(
             "kernel",
             kernel=case.kernel,
@@ -95,12 +96,12 @@ def _measure_case(case: Case, task: Task, journal: Journal) -> None:
             result=name,
             provider=case.provider,
             dtype=case.dtype,
-            shape=list(shapes[name]),
+            shape=list(second[name].shape),
             seed=task.seed,
             same_twice=_same_bits(first[name], second[name]),
             **relative_error(second[name], exact),
         )
-    del first, second
+    del raw, first, second
     timing = time_on_device(
         lambda number: case.run(), warmup=1, samples=5, budget_seconds=0.1 if task.rehearsal else 0.3
     )
@@ -166,16 +167,16 @@ def _attention(model: Model, task: Task, providers: dict[str, str]) -> Iterator[
 
         def run(q: Tensor = q, kv: Tensor = kv, b: Tensor = bounds, n: int = longest, up: Tensor = upstream) -> Results:
             out = attend(q, kv, b, b, n, n, 0.0, None, True)
-            return _by_token(_gradients(out, {"q": q, "kv": kv}, up))
+            return _gradients(out, {"q": q, "kv": kv}, up)
 
         def expected(q: Tensor = q, kv: Tensor = kv, ends: list[int] = ends, up: Tensor = upstream) -> Results:
-            return _by_token(_attention_reference(q, kv, ends, up))
+            return _attention_reference(q, kv, ends, up)
 
         pairs = sum(length * (length + 1) / 2 for length in lengths)
         # Forward 4 operations a pair, head and channel; backward 2.5 times that.
         flops = 3.5 * 4 * pairs * heads * dim
         told = f"{name}: {len(lengths)} documents, {heads} heads on {kv_heads}"
-        yield Case("attention", told, providers["flash_attn"], "bfloat16", run, expected, flops)
+        yield Case("attention", told, providers["flash_attn"], "bfloat16", run, expected, flops, _by_token)
 
 
 def _by_token(results: Results) -> Results:

@@ -92,30 +92,35 @@ def time_on_device(
     Args:
         step: What to time; gets the number of the repetition, to rotate its inputs by.
         warmup: Repetitions that are not timed.
-        samples: Repetitions that are; fewer when the budget is spent, at least 3.
+        samples: Repetitions that are, the first of which only tells how many fit the budget; at least 3.
         flush: A tensor larger than the caches, rewritten before every repetition; None to leave the caches warm.
-        budget_seconds: No repetition is begun after this time.
+        budget_seconds: About how long all repetitions may take.
 
     Returns:
         As :func:`spread`.
     """
     import torch
 
-    for number in range(warmup):
-        step(number)
-    torch.cuda.synchronize()
-    began, times = time.monotonic(), []
-    for number in range(samples):
-        if number >= 3 and time.monotonic() - began > budget_seconds:
-            break
+    def queue(number: int) -> tuple[Any, Any]:
         if flush is not None:
             flush.zero_()
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         step(number)
         end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
+        return start, end
+
+    for number in range(warmup):
+        step(number)
+    torch.cuda.synchronize()
+    began = time.monotonic()
+    events = [queue(0)]
+    torch.cuda.synchronize()
+    affordable = int(budget_seconds / max(time.monotonic() - began, 1e-6))
+    # Queued without waiting, so that the device never idles until the host has launched the next kernel.
+    events += [queue(number) for number in range(1, max(3, min(samples, affordable)))]
+    torch.cuda.synchronize()
+    times = [start.elapsed_time(end) / 1e3 for start, end in events[1:]]
     return spread(times)
 
 
