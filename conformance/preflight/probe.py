@@ -116,9 +116,9 @@ def time_on_device(
     began = time.monotonic()
     events = [queue(0)]
     torch.cuda.synchronize()
-    affordable = int(budget_seconds / max(time.monotonic() - began, 1e-6))
+    affordable = budget_seconds / max(time.monotonic() - began, 1e-6)
     # Queued without waiting, so that the device never idles until the host has launched the next kernel.
-    events += [queue(number) for number in range(1, max(3, min(samples, affordable)))]
+    events += [queue(number) for number in range(1, int(min(samples, max(3, affordable))))]
     torch.cuda.synchronize()
     times = [start.elapsed_time(end) / 1e3 for start, end in events[1:]]
     return spread(times)
