@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(shell date -u +%Y%m%d-%H%M%S)
 
-.PHONY: help rehearsal test lint clean
+.PHONY: help rehearsal test lint bench wheelhouse clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -49,6 +49,17 @@ test: lint $(VENV)/.packages ## the suite's own tests
 
 lint: $(VENV)/.dev ## ruff, strict mypy, and the one direction of imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo
+
+bench: $(VENV)/.dev ## every performance figure that the documents state, each beside its baseline
+	@for script in suites/selftest/benchmarks/bench_*.py; do \
+	  echo "== $$script"; $(BIN)/python $$script; code=$$?; \
+	  test $$code -le 2 || exit $$code; done
+
+# EXTRAS=data,rehearsal also gathers torch and InternEvo 0.2.2 for a rehearsal there.
+EXTRAS ?= data
+wheelhouse: $(VENV)/.rehearsal ## gather in wheelhouse/ what a site without a network installs; EXTRAS=data by default
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --wheel-dir wheelhouse '.[$(EXTRAS)]'
+	@echo "There: pip install --no-index --find-links wheelhouse 'internevo-conformance[$(EXTRAS)]'"
 
 clean: ## remove the venv and caches; reports stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
