@@ -1,0 +1,119 @@
+"""Every offset, token count and token id of a prepared folder, held against its index, vocabulary and record."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from itertools import count, pairwise
+from pathlib import Path
+
+from conformance.data.fingerprints import bins, fingerprint, read_fingerprint, read_meta, train_folder
+from conformance.strictjson import quoted
+
+# Documents that a worker takes at a time hold about so many bytes.
+SLICE_BYTES = 32 * 2**20
+# A folder with one fault often has thousands.
+MAX_FAULTS = 20
+HEAD, TAIL = b'{"tokens": [', b"]}\n"
+
+_ids: frozenset[bytes]
+
+
+def check(folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
+    """Find what is wrong with a prepared folder.
+
+    Args:
+        folder: The folder.
+        on_progress: Told bytes checked and bytes of all.
+
+    Returns:
+        One sentence for each fault, the first MAX_FAULTS of them; empty for a good folder.
+
+    Raises:
+        DataError: The folder was not prepared, or a file is missing or no index.
+    """
+    recorded = read_fingerprint(folder)
+    found = fingerprint(folder)
+    faults = []
+    if found.digest != recorded.digest:
+        faults.append(f"The files' fingerprint is {found.digest}; recorded is {recorded.digest}.")
+    faults += [f"{name} holds the same bytes as an earlier shard." for name in found.repeated]
+    total, done = sum(shard.bytes for shard in found.shards), 0
+    tasks = [task for path in bins(train_folder(folder)) for task in slices(path)]
+    context = multiprocessing.get_context("spawn")
+    cores = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(cores, context, initializer=_start_worker, initargs=(recorded.vocabulary,)) as pool:
+        for size, told in pool.map(check_slice, *zip(*tasks, strict=True)):
+            done += size
+            faults += told
+            on_progress(done, total)
+    return faults[:MAX_FAULTS]
+
+
+def slices(path: Path) -> list[tuple[Path, int, int]]:
+    """Cut a shard's documents into tasks.
+
+    Args:
+        path: The bin file.
+
+    Returns:
+        The file, the first document and the one behind the last, for about SLICE_BYTES each.
+    """
+    import numpy as np
+
+    offsets = read_meta(path)[:, 0]
+    size = path.stat().st_size
+    cuts = np.searchsorted(offsets, range(SLICE_BYTES, size, SLICE_BYTES))
+    edges = sorted({0, len(offsets), *cuts.tolist()})
+    return [(path, first, last) for first, last in pairwise(edges)]
+
+
+def check_slice(path: Path, first: int, last: int) -> tuple[int, list[str]]:
+    """Check some documents of a shard; in a worker process.
+
+    Args:
+        path: The bin file.
+        first: Number of the first document.
+        last: Number of the one behind the last.
+
+    Returns:
+        Bytes checked, and the faults.
+    """
+    rows = read_meta(path)
+    offsets = rows[first : last + 1, 0].tolist()
+    if last == len(rows):
+        offsets.append(path.stat().st_size)
+    faults: list[str] = []
+    if first == 0 and offsets[0] != 0:
+        faults.append(f"{path}: the first document begins at byte {offsets[0]}, not 0.")
+    with path.open("rb") as file:
+        counts = rows[first:last, 1].tolist()
+        for number, (begin, end), tokens in zip(count(first), pairwise(offsets), counts, strict=False):
+            if len(faults) >= MAX_FAULTS:
+                break
+            if not 0 <= begin < end:
+                faults.append(f"{path}, document {number}: it begins at byte {begin}, the next one at {end}.")
+                continue
+            file.seek(begin)
+            if fault := _fault(file.read(end - begin), tokens):
+                faults.append(f"{path}, document {number} at byte {begin}: {fault}.")
+    return offsets[-1] - offsets[0], faults
+
+
+def _fault(line: bytes, tokens: int) -> str:
+    """What is wrong with a document's line, else ""."""
+    if not line.startswith(HEAD) or line.find(b"\n") != len(line) - 1 or not line.endswith(TAIL):
+        return 'it is not one line of the form {"tokens": [1, 2]}'
+    found = line[len(HEAD) : -len(TAIL)].split(b", ")
+    if not _ids.issuperset(found):
+        wrong = next(token for token in found if token not in _ids)
+        return f"{quoted(wrong, 24)} is no token id below {len(_ids)}"
+    return "" if len(found) == tokens else f"it has {len(found)} tokens, its index says {tokens}"
+
+
+def _start_worker(vocabulary: int) -> None:
+    global _ids
+    # Every id as it is written: looking up what stands there checks its form and its range at once.
+    _ids = frozenset(b"%d" % number for number in range(vocabulary))

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytest.importorskip("sentencepiece", reason="conformance data needs the extra data")
+
+from conformance import data
+from conformance.cli import main
+from conformance.errors import DataError
+
+
+@pytest.fixture
+def tokenizer():
+    try:
+        return str(data.rehearsal_tokenizer())
+    except DataError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\nbroken\n{"text": "two"}\n')
+    return str(path)
+
+
+def test_prepare_fingerprint_check(source, tokenizer, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    assert main(["data", "prepare", source, "--tokenizer", tokenizer, "--out", out, "--workers", "1"]) == 0
+    printed = capsys.readouterr().out
+    digest = data.fingerprint(tmp_path / "out").digest
+    assert "Broken lines: 1." in printed
+    assert f"{source}, line 2: the line is not JSON" in printed
+    assert f"{out}: 3 documents" in printed
+    assert digest in printed
+
+    assert main(["data", "fingerprint", out]) == 0
+    assert digest in capsys.readouterr().out
+    assert main(["data", "fingerprint", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == data.fingerprint(tmp_path / "out").to_json()
+    assert main(["data", "check", out]) == 0
+    assert capsys.readouterr().out.startswith("PASS: 3 documents")
+
+    shard = data.train_folder(tmp_path / "out") / "en/a-00000.bin"
+    shard.write_bytes(shard.read_bytes().replace(b"[1, ", b"[7, ", 1))
+    assert main(["data", "fingerprint", out]) == 1
+    assert f"was prepared as {digest}; its files have changed" in capsys.readouterr().out
+    assert main(["data", "check", out]) == 1
+    assert "FAIL" in capsys.readouterr().out
+
+
+def test_bad_input_is_a_sentence(source, tokenizer, tmp_path, capsys):
+    command = ["data", "prepare", source, "--tokenizer", tokenizer, "--out", str(tmp_path / "out")]
+    assert main([*command, "--strict"]) == 2
+    assert capsys.readouterr().err.startswith(f"conformance data: {source}, line 2: the line is not JSON.")
+    assert main(["data", "check", str(tmp_path / "out")]) == 2
+    assert "no finished data folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--workers", "0"], ["--workers", "x"], ["--raw", "--field", "text"]])
+def test_options_that_make_no_sense_are_refused(options, source, tokenizer, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["data", "prepare", source, "--tokenizer", tokenizer, "--out", str(tmp_path / "out"), *options])
+    assert not (tmp_path / "out").exists()
