@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -10,15 +9,11 @@ from typing import Any
 
 from conformance.checks.finding import Finding, Result
 from conformance.evidence import FAULTS
+from conformance.launch.samples import samples
+from conformance.launch.slow import BUSY_PERCENT, EVEN_SHARE
 
-# A device that holds less than this share of the others' clock slows every rank down: they wait for it in each step.
-EVEN_SHARE = 0.9
-# A device that waits for data shows its idle clock; only a busy one tells how fast it is.
-BUSY_PERCENT = 50.0
 # A minute of samples; a slow moment at the start is no slow device.
 MIN_SAMPLES = 60
-MAX_MHZ = 100_000
-CLOCK = re.compile(r"clocks\.(?:current\.)?sm\b")
 
 
 def faults(record: Mapping[str, Any] | None) -> list[Finding]:
@@ -30,17 +25,37 @@ def faults(record: Mapping[str, Any] | None) -> list[Finding]:
     Returns:
         The findings of check run-faults.
     """
-    seen = None if record is None else record.get("faults")
-    if not isinstance(seen, list) or not all(isinstance(fault, dict) for fault in seen):
+    seen = _listed(record, "faults")
+    if seen is None:
         message = "Nothing tells how the run was watched: the suite was killed before its end, or the file was removed."
         return [Finding("run-faults", Result.ERROR, message, evidence=FAULTS, next_step="Run it again.")]
+    return _findings("run-faults", seen, "Nothing was seen to go wrong.")
+
+
+def pace(record: Mapping[str, Any] | None) -> list[Finding]:
+    """One finding for each rank that was told to be slower than the rest, or one that there was none.
+
+    Args:
+        record: environment/faults.json; None where the run left none.
+
+    Returns:
+        The findings of check run-pace; none where nobody looked.
+    """
+    seen = _listed(record, "notices")
+    return [] if seen is None else _findings("run-pace", seen, "No rank was seen to keep the others waiting.")
+
+
+def _listed(record: Mapping[str, Any] | None, key: str) -> list[dict[str, Any]] | None:
+    seen = None if record is None else record.get(key)
+    return seen if isinstance(seen, list) and all(isinstance(one, dict) for one in seen) else None
+
+
+def _findings(check: str, seen: list[dict[str, Any]], good: str) -> list[Finding]:
     if not seen:
-        return [
-            Finding("run-faults", Result.PASS, "Nothing was seen to go wrong.", 0.0, "faults", 0.0, evidence=FAULTS)
-        ]
+        return [Finding(check, Result.PASS, good, 0.0, "faults", 0.0, evidence=FAULTS)]
     return [
         Finding(
-            "run-faults",
+            check,
             Result.FAIL,
             str(fault.get("message")),
             str(fault.get("kind")),
@@ -90,26 +105,8 @@ def even(telemetry: Mapping[str, Iterable[str]]) -> Finding:
 
 def _busy_clocks(lines: Iterable[str]) -> dict[str, Counter[int]]:
     """Clocks in MHz of each device while it was busy, counted, so that days of samples take no memory."""
-    rows = iter(lines)
-    header = [cell.strip() for cell in next(rows, "").split(",")]
-    places = {
-        what: next((at for at, cell in enumerate(header) if re.match(pattern, cell)), None)
-        for what, pattern in (("index", r"index\b"), ("busy", r"utilization\.gpu\b"), ("clock", CLOCK.pattern))
-    }
-    index, busy, clock = places["index"], places["busy"], places["clock"]
     found: dict[str, Counter[int]] = {}
-    if index is None or busy is None or clock is None:
-        return found
-    for row in rows:
-        cells = [cell.strip() for cell in row.split(",")]
-        if len(cells) != len(header):  # the last line of a sampler that was ended
-            continue
-        percent, mhz = _leading_number(cells[busy]), _leading_number(cells[clock])
-        if percent is not None and percent >= BUSY_PERCENT and mhz is not None and mhz <= MAX_MHZ:
-            found.setdefault(cells[index][:20], Counter())[int(mhz)] += 1
+    for sample in samples(lines):
+        if sample.busy_percent >= BUSY_PERCENT:
+            found.setdefault(sample.index, Counter())[sample.clock_mhz] += 1
     return found
-
-
-def _leading_number(cell: str) -> float | None:
-    match = re.match(r"\d{1,9}(?:\.\d{1,9})?", cell)
-    return float(match[0]) if match else None

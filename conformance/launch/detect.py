@@ -11,11 +11,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from conformance.launch.slow import Pace, Slow
 from conformance.plan import Plan
 
 STEP = re.compile(
     rb"\bstep=(?P<step>\d{1,9}) loss=(?P<loss>[-+.\w]{1,40}) tgs \(tokens/gpu/second\)=(?P<tgs>[-+.\w]{1,40})"
 )
+# A step whose update InternEvo skips gets a line of its own instead, and none of metrics: an overflow, which halves the
+# loss scale, or gradients that are no numbers, which nothing mends.
+STEP_OR_SKIP = re.compile(STEP.pattern + rb"|(?P<skip>Overflow|Nan grad norm) occurs")
 # InternEvo catches every exception, logs this, and ends with exit code 0.
 RAISED = re.compile(rb"Raise exception from \S{1,255} with rank id: \d{1,9}")
 # torchrun's own word on a worker that ended badly, before it ends the others.
@@ -26,9 +30,14 @@ ERROR_LINE = re.compile(
 )
 # What a rank says whose peer has died.
 PEER = re.compile(r"connection (?:closed|reset|refused)|broken pipe|\bpeer\b|DistBackendError|NCCL|timed? ?out", re.I)
-OUT_OF_MEMORY = re.compile(r"out of ?memory", re.I)
+# Devices say the first; the host says the others.
+OUT_OF_MEMORY = re.compile(r"out of ?memory|can(?:no|')t allocate memory|\bMemoryError\b", re.I)
 NO_SPACE = re.compile(r"No space left on device|Errno 28\b")
 
+RECORD = re.compile(r"environment/(rank|telemetry-node)(\d{1,7})\.(?:json|csv)")
+
+# How often the ranks' threads are counted as looked at; other nodes tell theirs as often.
+LOOK_SECONDS = 1.0
 # A rank that dies takes others with it: wait until all have spoken, or every node has ended, before naming one.
 # torchrun of old looks at its workers every 5 s.
 SETTLE_SECONDS = 6.0
@@ -44,6 +53,8 @@ MAX_ERROR_TEXT = 300
 MAX_PLACES = 8
 # Step times that the median is taken over.
 MEDIAN_STEPS = 101
+# A rank is slower than the rest over so many looks or samples, a minute of them, or not at all.
+SLOW_SAMPLES = 60
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,7 @@ class Limits:
         stall_floor_seconds: The least that a stall takes, whatever the step time; checkpoints are written in it.
         lost_node_seconds: Silence after which a node counts as lost.
         min_free_bytes: Free space on a run's disk below which a run is ended while its evidence can still be written.
+        slow_samples: Looks at its threads, or samples of its device, after which a rank may be told to be slow.
     """
 
     start_seconds: float = 1800.0
@@ -63,6 +75,7 @@ class Limits:
     stall_floor_seconds: float = 120.0
     lost_node_seconds: float = 30.0
     min_free_bytes: int = 32 << 20
+    slow_samples: int = SLOW_SAMPLES
 
 
 def limits_for(plan: Plan) -> Limits:
@@ -97,7 +110,8 @@ class Fault:
     """One thing that went wrong, named.
 
     Args:
-        kind: rank-died, exception, out-of-memory, nan-loss, stall, lost-node, node-ended or full-disk.
+        kind: rank-died, exception, out-of-memory, nan-loss, stall, lost-node, node-ended or full-disk; or slow-rank,
+            which is told and ends nothing.
         message: One sentence: what, where, after which step.
         next_step: What to do about it.
         node: Index of the node; None where it concerns them all.
@@ -135,6 +149,8 @@ class NodeView:
         exit_code: Of its torchrun; None while it runs.
         free_bytes: Free space on the disk of its run directory.
         stopped: Ranks on it that a signal has stopped.
+        waiting: Ranks on it none of whose threads had anything to do.
+        working: Its other ranks.
     """
 
     host: str
@@ -142,6 +158,8 @@ class NodeView:
     exit_code: int | None
     free_bytes: int
     stopped: tuple[int, ...] = ()
+    waiting: tuple[int, ...] = ()
+    working: tuple[int, ...] = ()
 
 
 @dataclass
@@ -179,18 +197,29 @@ class Detector:
     _logs: dict[str, _Log] = field(default_factory=dict)
     _failed: dict[int, int] = field(default_factory=dict)
     _trouble: float | None = None
+    _looked: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._pace = Pace(self.devices_per_node, self.limits.slow_samples)
 
     def feed(self, name: str, data: bytes, now: float) -> list[Step]:
         """Take what was appended to a log.
 
         Args:
-            name: Such as logs/node1/rank9.log or logs/node0/agent.log.
+            name: Such as logs/node1/rank9.log, logs/node0/agent.log or environment/telemetry-node0.csv.
             data: The new bytes, in any pieces.
             now: Clock reading, in seconds.
 
         Returns:
             The steps in the lines that are now complete.
         """
+        if record := RECORD.fullmatch(name):
+            kind, number = record.groups()
+            if kind == "rank":
+                self._pace.record(int(number), data)
+            else:
+                self._pace.telemetry(int(number), data, self._is_training)
+            return []
         log = self._logs.get(name) or self._logs.setdefault(name, _Log(*_whose(name)))
         log.tail = (log.tail + data)[-TAIL_BYTES:]
         text = log.line + data
@@ -200,16 +229,28 @@ class Detector:
             for match in WORKER_FAILED.finditer(complete):
                 self._fail(log.node * self.devices_per_node + int(match[2]), int(match[1]), now)
             return []
+        self._pace.hear(log.node, complete)
         if RAISED.search(complete):
             log.raised = True
             self._note_trouble(now)
+        return self._read_steps(complete, now)
+
+    def _read_steps(self, lines: bytes, now: float) -> list[Step]:
         steps = []
-        for match in STEP.finditer(complete):
+        for match in STEP_OR_SKIP.finditer(lines):
+            if match["skip"]:
+                self._nan_steps += match["skip"] != b"Overflow"
+                self._last_time = now  # no stall: the training goes on
+                continue
             try:
                 steps.append(Step(int(match["step"]), float(match["loss"]), float(match["tgs"])))
             except ValueError:
                 continue
-        self._count(steps, now)
+            self._nan_steps = 0 if math.isfinite(steps[-1].loss) else self._nan_steps + 1
+        if steps:
+            if self.last_step is not None:
+                self._intervals.append((now - self._last_time) / len(steps))
+            self.last_step, self._last_time = steps[-1].step, now
         return steps
 
     def look(self, now: float, nodes: Mapping[int, NodeView]) -> Fault | None:
@@ -230,6 +271,35 @@ class Detector:
                 return self._incident(now, nodes)
             return None
         return self._full_disk(now, nodes) or self._nan(now) or (None if over else self._waiting(now, nodes))
+
+    def slow(self, now: float, nodes: Mapping[int, NodeView]) -> list[Fault]:
+        """Name the ranks that are slower than the rest; the run goes on.
+
+        Args:
+            now: Clock reading, in seconds.
+            nodes: Every node that takes part, by index.
+
+        Returns:
+            Each such rank or device once for each signal that tells it.
+        """
+        if now - self._looked < LOOK_SECONDS:
+            return []
+        self._looked = now
+        if self._is_training:
+            for view in nodes.values():
+                self._pace.threads(dict.fromkeys(view.waiting, True) | dict.fromkeys(view.working, False))
+        return [self._slow_fault(one, now, nodes) for one in self._pace.slow()]
+
+    def _slow_fault(self, one: Slow, now: float, nodes: Mapping[int, NodeView]) -> Fault:
+        host = nodes[one.node].host if one.node in nodes else ""
+        who = [f"Rank {one.rank}"] * (one.rank is not None) + [f"device {one.device}"] * bool(one.device)
+        text = f"{', '.join(who).capitalize()} on {host} (node {one.node}) {one.text}"
+        return self._fault("slow-rank", text, one.next_step, now, one.node, host, one.rank)
+
+    @property
+    def _is_training(self) -> bool:
+        """Whether what is seen now is steps: not the start, whose ranks load data and compile alone, nor the end."""
+        return self.last_step is not None and 0 < self.last_step < self.total_steps - 1
 
     @property
     def stall_seconds(self) -> float:
@@ -252,15 +322,6 @@ class Detector:
                 places.setdefault(f"{function} ({file.rsplit('/', 1)[-1]}:{line})", []).append(log.rank)
         told = [f"rank{'s' * (len(ranks) > 1)} {_listed(ranks)} in {place}" for place, ranks in places.items()]
         return f" Stacks: {'; '.join(told[:MAX_PLACES])}." if told else ""
-
-    def _count(self, steps: list[Step], now: float) -> None:
-        for step in steps:
-            self._nan_steps = 0 if math.isfinite(step.loss) else self._nan_steps + 1
-        if not steps:
-            return
-        if self.last_step is not None:
-            self._intervals.append((now - self._last_time) / len(steps))
-        self.last_step, self._last_time = steps[-1].step, now
 
     def _fail(self, rank: int, exit_code: int, now: float) -> None:
         self._failed.setdefault(rank, exit_code)
@@ -344,7 +405,7 @@ class Detector:
     def _nan(self, now: float) -> Fault | None:
         if self._nan_steps < NAN_STEPS:
             return None
-        text = f"The loss has not been a finite number for {self._nan_steps} steps"
+        text = f"The loss or its gradients have not been finite numbers for {self._nan_steps} steps in a row"
         step = "Compare the device's numerics in the preflight suite; look for an overflow in the rank logs."
         return self._fault("nan-loss", text, step, now)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from conformance.errors import LaunchError
 from conformance.launch import torchrun
-from conformance.launch.node import kill_marked
+from conformance.launch.guard import dismiss, guard, kill_marked
 
 LAUNCHERS = ("torchrun", "slurm", "local")
 # torchrun's own default.
@@ -156,6 +156,8 @@ def agents(place: Place, run: Path) -> Iterator[Callable[[], str]]:
     else:
         commands = []
     output = run / "work" / "agents.log"
+    mark = torchrun.mark(run, "agents")
+    watch = guard(mark) if commands else None
     started: list[subprocess.Popen[bytes]] = []
 
     def failed() -> str:
@@ -171,7 +173,12 @@ def agents(place: Place, run: Path) -> Iterator[Callable[[], str]]:
                 try:
                     started.append(
                         subprocess.Popen(
-                            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
+                            command,
+                            stdin=subprocess.DEVNULL,
+                            stdout=stream,
+                            stderr=stream,
+                            env=os.environ | {torchrun.RUN_MARK: mark},
+                            start_new_session=True,
                         )
                     )
                 except OSError as error:
@@ -187,6 +194,8 @@ def agents(place: Place, run: Path) -> Iterator[Callable[[], str]]:
         if place.launcher == "local":
             for node in range(1, place.nodes):
                 kill_marked(torchrun.mark(run, node))
+        if watch:
+            dismiss(watch)
 
 
 def _see_gone(process: subprocess.Popen[bytes]) -> None:

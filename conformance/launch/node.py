@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -17,8 +18,9 @@ from types import FrameType
 import psutil
 
 from conformance.errors import LaunchError
-from conformance.launch.detect import NodeView
-from conformance.launch.torchrun import RUN_MARK
+from conformance.launch.detect import LOOK_SECONDS, NodeView
+from conformance.launch.guard import dismiss, guard, kill_marked
+from conformance.launch.torchrun import RUN_MARK, telemetry_mark
 
 # torchrun gives its workers 30 s to end after SIGTERM; a rank that ignores it that long is killed.
 GRACE_SECONDS = 10.0
@@ -58,8 +60,11 @@ class Node:
         self._mark = launch.environment[RUN_MARK]
         self._workers: dict[int, psutil.Process] = {}
         self._devices = 0
+        self._looked = 0.0
+        self._states: tuple[tuple[int, ...], ...] = ((), (), ())
         logs = launch.run / "logs" / f"node{launch.node_rank}"
         logs.mkdir(parents=True, exist_ok=True)
+        self._guard = guard(self._mark, telemetry_mark(self._mark))
         with (logs / "agent.log").open("ab") as output:
             try:
                 # A session of its own: the terminal's Ctrl-C reaches us alone, and we end the run in order.
@@ -72,6 +77,7 @@ class Node:
                     start_new_session=True,
                 )
             except OSError as error:
+                dismiss(self._guard)
                 raise LaunchError(f"{launch.command[0]} could not be started: {error.strerror}.") from error
 
     @property
@@ -85,13 +91,23 @@ class Node:
         Returns:
             Its view, for the detector.
         """
-        stopped = []
-        for rank, worker in self._ranks().items():
-            with contextlib.suppress(psutil.Error):
+        if time.monotonic() - self._looked >= LOOK_SECONDS:
+            self._looked = time.monotonic()
+            self._states = self._look()
+        free = shutil.disk_usage(self._run).free
+        return NodeView(socket.gethostname(), 0.0, self.exit_code, free, *self._states)
+
+    def _look(self) -> tuple[tuple[int, ...], ...]:
+        """The ranks that are stopped, those that wait, and those that work."""
+        stopped: list[int] = []
+        waiting: list[int] = []
+        working: list[int] = []
+        for rank, worker in sorted(self._ranks().items()):
+            with contextlib.suppress(psutil.Error, OSError):  # it has just ended
                 if worker.status() == psutil.STATUS_STOPPED:
                     stopped.append(rank)
-        free = shutil.disk_usage(self._run).free
-        return NodeView(socket.gethostname(), 0.0, self.exit_code, free, tuple(sorted(stopped)))
+                (waiting if _waits(worker.pid) else working).append(rank)
+        return tuple(stopped), tuple(waiting), tuple(working)
 
     def dump_stacks(self) -> None:
         """Have every rank write its stacks to its log; a rank that a signal has stopped is let go on for it."""
@@ -113,6 +129,7 @@ class Node:
                 self._process.wait(GRACE_SECONDS)
         killed = kill_marked(self._mark)
         self._process.wait()
+        dismiss(self._guard)
         return killed
 
     def _ranks(self) -> dict[int, psutil.Process]:
@@ -153,42 +170,25 @@ def signals_raise(error: type[BaseException]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def kill_marked(mark: str) -> int:
-    """Kill every process on this machine that carries a mark, whatever became of its parents.
-
-    Args:
-        mark: Value of RUN_MARK in their environment.
-
-    Returns:
-        How many were killed.
-    """
-    killed = 0
-    while survivors := _marked(mark):
-        for survivor in survivors:
-            with contextlib.suppress(psutil.Error):
-                survivor.kill()
-        _, alive = psutil.wait_procs(survivors, timeout=GRACE_SECONDS)
-        killed += len(survivors) - len(alive)
-        if alive:  # in an uninterruptible call; nothing more can be done from here
-            break
-    return killed
+def _waits(process: int) -> bool:
+    """Whether none of its threads runs, could run, waits for a disk or is stopped: it waits for somebody else."""
+    with os.scandir(f"/proc/{process}/task") as threads:
+        return not any(_state(thread.path) in (b"R", b"D", b"T", b"t") for thread in threads)
 
 
-def _marked(mark: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if (
-                process.pid != os.getpid()
-                and process.status() != psutil.STATUS_ZOMBIE
-                and process.environ().get(RUN_MARK) == mark
-            ):
-                found.append(process)
-    return found
+def _state(thread: str) -> bytes:
+    """State of a thread as /proc tells it; not through pathlib, for a rank has hundreds, and this takes a third."""
+    with contextlib.suppress(OSError):  # it has just ended
+        descriptor = os.open(f"{thread}/stat", os.O_RDONLY)
+        try:
+            return os.read(descriptor, 300).rpartition(b")")[2].split()[0]
+        finally:
+            os.close(descriptor)
+    return b""
 
 
 class LogReader:
-    """Reads what was appended to a run's logs since the last look.
+    """Reads what was appended to a run's logs, telemetry and ranks' records since the last look.
 
     Args:
         logs: The run's logs folder.
@@ -204,7 +204,9 @@ class LogReader:
         Yields:
             The log's name, such as logs/node0/rank0.log, and its new bytes.
         """
-        for log in sorted(self._logs.glob("node*/*.log")):
+        records = self._logs.parent / "environment"
+        watched = (self._logs.glob("node*/*.log"), records.glob("telemetry-node*.csv"), records.glob("rank*.json"))
+        for log in sorted(itertools.chain(*watched)):
             with log.open("rb") as stream:
                 stream.seek(self._offsets.get(log, 0))
                 fresh = stream.read()

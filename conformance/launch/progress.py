@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from conformance.launch.detect import NodeView, Step
+from conformance.launch.detect import Fault, NodeView, Step
 from conformance.plan import Plan
 from conformance.spec.floors import find_floor, load_floors
 
@@ -68,6 +68,28 @@ class LiveProgress:
         self._show(f"{plan.cards} ranks starting: imports, data, model", 0)
         return self
 
+    def waiting(self, missing: Sequence[int], seconds: float) -> None:
+        """Show which nodes have not arrived; where there is no terminal, now and then.
+
+        Args:
+            missing: Their indices.
+            seconds: Since when they are awaited.
+        """
+        listed = ", ".join(map(str, missing[:MAX_LISTED]))
+        more = f" and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
+        text = f"waiting for node{'s' if len(missing) > 1 else ''} {listed}{more} ({seconds:.0f} s)"
+        # The first second is no news: nodes do not start in the same instant.
+        if seconds >= 1:
+            self._show(text, None, self._is_due())
+
+    def notice(self, fault: Fault) -> None:
+        """Show what went wrong without ending the run, in a line that stays.
+
+        Args:
+            fault: The fault.
+        """
+        self._console.print(f"{self._title}: {fault.message} {fault.next_step}")
+
     def nodes(self, views: Mapping[int, NodeView]) -> None:
         """Show the state of the nodes; where there is no terminal, when it changes.
 
@@ -89,8 +111,11 @@ class LiveProgress:
         self._first = self._first or (now, step.step)
         left = self._seconds_left(now, step.step)
         figures = f"step {step.step}  loss {step.loss:.4f}  TGS {step.tgs:,.0f}{self._floor}  left {left}"
-        due = now - self._printed >= PLAIN_INTERVAL_SECONDS or step.step + 1 >= self._total
-        self._show(figures, step.step + 1, due)
+        self._show(figures, step.step + 1, self._is_due() or step.step + 1 >= self._total)
+
+    def _is_due(self) -> bool:
+        """Whether the last plain line is long enough ago for another."""
+        return time.monotonic() - self._printed >= PLAIN_INTERVAL_SECONDS
 
     def _show(self, figures: str, completed: int | None, due: bool = True) -> None:
         self._figures = figures

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,16 +24,34 @@ class Ending:
         interrupted: Whether the user or the scheduler asked for the end.
         left_over: Processes of the run on this node that had to be killed one by one.
         fault: What went wrong, as far as it was seen; the supervisor ended the run for it, where it had not ended.
+        notices: Ranks that were slower than the rest; the run went on.
     """
 
     exit_code: int
     interrupted: bool
     left_over: int
     fault: Fault | None = None
+    notices: tuple[Fault, ...] = ()
 
 
 class Interrupted(BaseException):
     """A signal asked for the end."""
+
+
+class Display(Protocol):
+    """What shows a run while it goes on."""
+
+    def waiting(self, missing: Sequence[int], seconds: float) -> None:
+        """Show which nodes have not arrived, and since when."""
+
+    def nodes(self, views: Mapping[int, NodeView]) -> None:
+        """Show the state of the nodes."""
+
+    def step(self, step: Step) -> None:
+        """Show a step."""
+
+    def notice(self, fault: Fault) -> None:
+        """Show what went wrong without ending the run."""
 
 
 class Team(Protocol):
@@ -46,17 +64,12 @@ class Team(Protocol):
         """Have them end the run, capturing the stacks of their ranks first, and wait until they have."""
 
 
-class _Interrupted(BaseException):
-    """A signal asked for the end."""
-
-
 def supervise(
     run: Path,
     launch: Launch | None,
     detector: Detector,
-    on_step: Callable[[Step], None],
+    display: Display,
     team: Team | None = None,
-    on_nodes: Callable[[Mapping[int, NodeView]], None] = lambda views: None,
 ) -> Ending:
     """Start a run's processes on this node and watch the run on every node to its end.
 
@@ -64,9 +77,8 @@ def supervise(
         run: Run directory.
         launch: What to start here; None where all ranks are on other nodes. All its processes are gone afterwards.
         detector: Names what goes wrong.
-        on_step: Called for every new step that the logs show, and never again after the end.
+        display: Shows every new step that the logs tell, and the state of the nodes at every look.
         team: The other nodes.
-        on_nodes: Called with the state of the nodes at every look.
 
     Returns:
         How it ended. SIGINT, SIGTERM and SIGHUP end the run cleanly and are told by ``interrupted``.
@@ -78,6 +90,7 @@ def supervise(
     node: Node | None = None
     interrupted, left_over = False, 0
     fault: Fault | None = None
+    notices: list[Fault] = []
     views: dict[int, NodeView] = {}
     with signals_raise(Interrupted):
         try:
@@ -88,8 +101,11 @@ def supervise(
                 if launch and node:
                     views[launch.node_rank] = node.view()
                 for step in _read(reader, detector):
-                    on_step(step)
-                on_nodes(views)
+                    display.step(step)
+                display.nodes(views)
+                for notice in detector.slow(time.monotonic(), views):
+                    notices.append(notice)
+                    display.notice(notice)
                 fault = detector.look(time.monotonic(), views)
                 if fault is not None or all(view.exit_code is not None for view in views.values()):
                     break
@@ -103,7 +119,7 @@ def supervise(
     if fault is not None and hung:
         fault = dataclasses.replace(fault, message=fault.message + detector.stacks())
     codes = [node.exit_code if node else 0, *(view.exit_code for view in views.values())]
-    return Ending(next((code for code in codes if code), 0), interrupted, left_over, fault)
+    return Ending(next((code for code in codes if code), 0), interrupted, left_over, fault, tuple(notices))
 
 
 def _read(reader: LogReader, detector: Detector) -> list[Step]:

@@ -12,7 +12,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,9 @@ class Host:
 
     def gather(
         self, request: Mapping[str, Any], job: Callable[[Mapping[int, Any]], Mapping[str, Any]],
-        starter_failed: Callable[[], str] = lambda: "", seconds: float = ARRIVAL_SECONDS,
+        starter_failed: Callable[[], str] = lambda: "",
+        waiting: Callable[[Sequence[int], float], None] = lambda missing, seconds: None,
+        seconds: float = ARRIVAL_SECONDS,
     ) -> None:  # fmt: skip
         """Wait for every node, give each the job, and let all begin at once.
 
@@ -74,13 +76,14 @@ class Host:
             request: What was asked for on node 0; a node that was asked for something else is refused.
             job: Given every node's hello, what a node needs to know to begin.
             starter_failed: What went wrong with whatever starts the other nodes; empty while all is well.
+            waiting: Called meanwhile with the nodes that are awaited, and since how many seconds.
             seconds: How long to wait.
 
         Raises:
             LaunchError: A node did not arrive, was asked for something else, or cannot take part.
         """
         try:
-            hellos = self._collect("hello", seconds, starter_failed)
+            hellos = self._collect("hello", seconds, starter_failed, waiting)
             for node, hello in hellos.items():
                 if hello["request"] not in (None, dict(request)):
                     raise LaunchError(
@@ -89,7 +92,7 @@ class Host:
                         "Start the same command, with the same options, on every node.",
                     )
             self._store.set("job", json.dumps(job(hellos)))
-            for node, ready in self._collect("ready", seconds, starter_failed).items():
+            for node, ready in self._collect("ready", seconds, starter_failed, waiting).items():
                 if ready["error"]:
                     raise LaunchError(f"Node {node} ({hellos[node]['host']}) cannot take part: {ready['error']}")
         except LaunchError as error:
@@ -102,8 +105,14 @@ class Host:
             self._heard[node] = time.monotonic()
         self._store.set("order", RUN)
 
-    def _collect(self, what: str, seconds: float, starter_failed: Callable[[], str]) -> dict[int, Any]:
-        end = time.monotonic() + seconds
+    def _collect(
+        self,
+        what: str,
+        seconds: float,
+        starter_failed: Callable[[], str],
+        waiting: Callable[[Sequence[int], float], None],
+    ) -> dict[int, Any]:
+        begun = time.monotonic()
         found: dict[int, Any] = {}
         while len(found) < len(self._others):
             for node in self._others:
@@ -111,7 +120,8 @@ class Host:
                     found[node] = json.loads(self._store.get(f"{what}/{node}"))
             missing = [node for node in self._others if node not in found]
             fault = starter_failed()
-            if missing and (fault or time.monotonic() > end):
+            waited = time.monotonic() - begun
+            if missing and (fault or waited > seconds):
                 listed = ", ".join(map(str, missing))
                 came = ", ".join(f"{node} ({one.get('host', '')})" for node, one in sorted(found.items()))
                 raise LaunchError(
@@ -121,7 +131,9 @@ class Host:
                     + f"; arrived: {came or 'none'}.",
                     "Start the same command on every node, each with its own --node-rank.",
                 )
-            time.sleep(0.1)
+            if missing:
+                waiting(missing, waited)
+                time.sleep(0.1)
         return found
 
     def views(self) -> dict[int, NodeView]:
@@ -151,7 +163,7 @@ class Host:
             with (self._run / name).open("ab") as stream:
                 stream.write(data)
         else:
-            told["stopped"] = tuple(told["stopped"])
+            told |= {name: tuple(told[name]) for name in ("stopped", "waiting", "working")}
             if told.pop("last"):
                 self._gone.add(node)
             self._views[node] = NodeView(silent_seconds=0.0, **told)

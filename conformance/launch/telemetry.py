@@ -2,6 +2,9 @@
 
 NVIDIA's is nvidia-smi's own CSV. A device plugin may name a command of its vendor's tool, which prints CSV until it is
 ended, with a method ``telemetry_command() -> list[str]``. The CPU's is sampled here.
+
+A run of days would leave gigabytes: from FULL_RATE_SECONDS on, which no performance run reaches, one sample a minute of
+each device is kept, as the tool printed it; nothing is averaged, and each row tells its own time.
 """
 
 from __future__ import annotations
@@ -9,22 +12,29 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
 import psutil
 
 from conformance.devices import load_device
+from conformance.launch import samples
+from conformance.launch.torchrun import RUN_MARK, mark, telemetry_mark
 
 NVIDIA_FIELDS = (
     "timestamp,index,uuid,utilization.gpu,memory.used,power.draw,temperature.gpu,clocks.sm,clocks.mem,"
     "clocks_throttle_reasons.active"
 )
 INTERVAL_SECONDS = 1.0
+# The longest performance run, 70B on 32 cards, takes about 2 h at the reference's speed. 6 h of 8 devices are 25 MB.
+FULL_RATE_SECONDS = 6 * 3600.0
+# 8 devices: 1.7 MB a day.
+THIN_SECONDS = 60.0
 
 
 @contextlib.contextmanager
@@ -36,23 +46,27 @@ def sampled(device: str, run: Path, node_rank: int) -> Iterator[None]:
         run: Run directory.
         node_rank: Index of this node.
     """
-    command = _command(device)
-    if command is None:
+    tool = _tool(device)
+    if tool is None:
         yield
         return
+    command = [sys.executable, "-m", "conformance.launch.telemetry", str(os.getpid()), *tool]
+    variables = os.environ | {RUN_MARK: telemetry_mark(mark(run, node_rank))}
     with (run / "environment" / f"telemetry-node{node_rank}.csv").open("ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.DEVNULL, env=variables, start_new_session=True
+        )
     try:
         yield
     finally:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # the vendor's tool too, whatever it does about signals
         process.wait()
 
 
-def _command(device: str) -> list[str] | None:
-    """What samples; None where there is no tool."""
+def _tool(device: str) -> list[str] | None:
+    """The vendor's tool; empty where the samples are taken here, None where there is none."""
     if device == "cpu":
-        return [sys.executable, "-m", "conformance.launch.telemetry", str(os.getpid())]
+        return []
     own = getattr(load_device(device), "telemetry_command", None)
     if own is not None:
         return list(own())
@@ -60,21 +74,61 @@ def _command(device: str) -> list[str] | None:
     return [tool, f"--query-gpu={NVIDIA_FIELDS}", "--format=csv", "--loop=1"] if tool else None
 
 
-def main(parent: int) -> None:
-    """Print the CPU's utilisation, frequency, temperature and the memory in use until the parent is gone.
+def thinned(rows: Iterable[tuple[float, str]]) -> Iterator[str]:
+    """Keep every row of the first hours, and one a minute of each device from then on.
 
     Args:
-        parent: Process id.
+        rows: Seconds since the start, and a line of the CSV; the header first.
+
+    Yields:
+        The lines that are kept, unchanged.
     """
-    print("timestamp, index, utilization.cpu [%], memory.used [MiB], temperature.cpu [C], clocks.cpu [MHz]", flush=True)
+    place: int | None = None
+    last: dict[str, float] = {}
+    for number, (seconds, line) in enumerate(rows):
+        cells = samples.split(line)
+        if number == 0:
+            place = samples.column(cells, samples.INDEX)
+        device = cells[place] if place is not None and place < len(cells) else ""
+        # Half an interval less, so that a tool that is a little early does not make it two minutes.
+        if seconds > FULL_RATE_SECONDS and seconds - last.get(device, 0.0) < THIN_SECONDS - INTERVAL_SECONDS / 2:
+            continue
+        last[device] = seconds
+        yield line
+
+
+def main(parent: int, tool: list[str]) -> None:
+    """Print samples until the parent is gone.
+
+    Args:
+        parent: Process id of the suite.
+        tool: Command of the vendor's tool; empty for the CPU's own figures.
+    """
+    begun = time.monotonic()
+    for line in thinned((time.monotonic() - begun, line) for line in (_printed_by(tool) if tool else _of_cpu())):
+        if os.getppid() != parent:  # the suite was killed; its guard ends a tool that says no more
+            break
+        print(line, flush=True)
+
+
+def _printed_by(tool: list[str]) -> Iterator[str]:
+    with subprocess.Popen(
+        tool, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace"
+    ) as process:
+        for line in process.stdout or ():
+            yield line.rstrip("\n")
+
+
+def _of_cpu() -> Iterator[str]:
+    yield "timestamp, index, utilization.cpu [%], memory.used [MiB], temperature.cpu [C], clocks.cpu [MHz]"
     psutil.cpu_percent()
-    while psutil.pid_exists(parent):
+    while True:
         time.sleep(INTERVAL_SECONDS)
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         frequency = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
         clock = f"{frequency.current:.0f}" if frequency else "[N/A]"
         memory = psutil.virtual_memory().used >> 20
-        print(f"{now}, 0, {psutil.cpu_percent():.1f}, {memory}, {_temperature()}, {clock}", flush=True)
+        yield f"{now}, 0, {psutil.cpu_percent():.1f}, {memory}, {_temperature()}, {clock}"
 
 
 def _temperature() -> str:
@@ -87,4 +141,4 @@ def _temperature() -> str:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), sys.argv[2:])

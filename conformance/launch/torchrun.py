@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ RECORDED_PREFIXES = (
     "ASCEND_", "BCCL_", "BKCL_", "CNCL_", "CUDA_", "ECCL_", "FI_", "GLOO_", "HCCL_", "HIP_", "KMP_", "MACA_", "MCCL_",
     "MLU_", "MUSA_", "NCCL_", "OMP_", "PYTORCH_", "ROCR_", "SUPA_", "TORCH_", "TOPS_", "XPU_",
 )  # fmt: skip
+# Settings of these names' kind have no business in a public report, whatever they begin with.
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH", re.I)
 RECORDED_NAMES = ("CUBLAS_WORKSPACE_CONFIG", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "RANK", "WORLD_SIZE")
 # Set on every process that a run starts, so that it can find its own, whatever became of their parents.
 RUN_MARK = "CONFORMANCE_RUN"
@@ -87,17 +90,29 @@ def environment(run: Path, node_rank: int = 0) -> dict[str, str]:
     return {**os.environ, RUN_MARK: mark(run, node_rank), "PYTHONPYCACHEPREFIX": str(run / "work" / "pycache")}
 
 
-def mark(run: Path, node_rank: int) -> str:
+def mark(run: Path, node_rank: int | str) -> str:
     """What marks the processes of one node of a run; agents of several nodes may share a machine.
 
     Args:
         run: Run directory.
-        node_rank: Index of the node.
+        node_rank: Index of the node, or the word agents for what follows node 0 on the others.
 
     Returns:
         Value of RUN_MARK.
     """
     return f"{run}:{node_rank}"
+
+
+def telemetry_mark(mark: str) -> str:
+    """What marks the process that samples a node's devices; it is no part of the training, and ends after it.
+
+    Args:
+        mark: The node's :func:`mark`.
+
+    Returns:
+        Value of RUN_MARK.
+    """
+    return f"{mark}:telemetry"
 
 
 def recorded(variables: Mapping[str, str]) -> dict[str, str]:
@@ -112,7 +127,7 @@ def recorded(variables: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in sorted(variables.items())
-        if name in RECORDED_NAMES or name.startswith(RECORDED_PREFIXES)
+        if name in RECORDED_NAMES or (name.startswith(RECORDED_PREFIXES) and not SECRET.search(name))
     }
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from conformance import evidence
 from conformance.checks.finding import Result, Verdict
-from conformance.checks.supervision import even, faults
+from conformance.checks.supervision import even, faults, pace
 from conformance.evidence import RunDirectory
 from conformance.judgement import judge
 
@@ -26,6 +26,29 @@ def test_each_fault_is_a_failure_in_its_own_words():
 def test_a_run_that_nobody_watched_is_not_green(record):
     (finding,) = faults(record)
     assert finding.result is Result.ERROR
+
+
+SLOW = {"kind": "slow-rank", "message": "Rank 3 keeps the others waiting.", "next_step": "Compare the hosts."}
+
+
+def test_a_rank_that_the_others_waited_for_is_reported():
+    (finding,) = pace({"faults": [], "notices": [SLOW]})
+    assert (finding.check, finding.result) == ("run-pace", Result.FAIL)
+    assert (finding.message, finding.next_step, finding.value) == (SLOW["message"], SLOW["next_step"], "slow-rank")
+    (finding,) = pace({"faults": [], "notices": []})
+    assert finding.result is Result.PASS
+
+
+@pytest.mark.parametrize("record", [None, {"faults": []}, {"notices": "none"}])
+def test_where_nobody_looked_for_it_nothing_is_said(record):
+    assert pace(record) == []
+
+
+def test_a_slow_rank_decides_nothing(run):
+    evidence.write_json(run, evidence.FAULTS, {"faults": [], "notices": [SLOW]})
+    judgement = judge(RunDirectory(run))
+    assert next(f for f in judgement.findings if f.check == "run-pace").result is Result.FAIL
+    assert judgement.verdict is Verdict.REHEARSAL
 
 
 HEADER = "timestamp, index, uuid, utilization.gpu [%], power.draw [W], clocks.current.sm [MHz]"

@@ -1,7 +1,8 @@
 """One rank of a small training for the launch tests, run by a real torchrun: a sum over all ranks makes each step.
 
 It logs as InternEvo does, and like InternEvo's train.py it logs an exception and ends with exit code 0.
-Arguments: run directory, steps, seconds a step, and optionally the rank and step at which to raise.
+Arguments: run directory, steps, seconds a step, and optionally the rank and step at which to raise. The variable WORK
+makes each step multiply so many matrices instead of sleeping.
 """
 
 import datetime
@@ -24,13 +25,16 @@ def log(text):
 
 def train(rank, steps, pause, raises):
     dist.init_process_group("gloo", timeout=datetime.timedelta(minutes=10))
-    loss = torch.ones(1)
+    loss, work, matrix = torch.ones(1), int(os.environ.get("WORK", "0")), torch.ones(400, 400)
+    torch.set_num_threads(1)
     for step in range(steps):
         if raises == (rank, step):
             raise StopIteration("the data have run out")
         dist.all_reduce(loss)
         loss /= dist.get_world_size()
-        time.sleep(pause)
+        for _ in range(work):
+            matrix @ matrix
+        time.sleep(0 if work else pause)
         if rank == 0:
             log(f"tflops=1.0 step={step} loss={loss.item()} tgs (tokens/gpu/second)=100.5 ")
 

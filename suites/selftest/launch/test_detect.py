@@ -91,6 +91,15 @@ def test_out_of_memory_comes_with_ways_to_shrink(detector):
     assert (fault.kind, fault.rank, fault.next_step) == ("out-of-memory", 1, "--set micro_bsz=1")
 
 
+@pytest.mark.parametrize(
+    "error",
+    ["MemoryError", "RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."],
+)
+def test_a_host_without_memory(detector, error):
+    detector.feed(RANK0, raised(error), now=12.0)
+    assert after_settling(detector).kind == "out-of-memory"
+
+
 def test_out_of_memory_that_was_not_caught(detector):
     detector.feed(
         RANK1, b"Traceback (most recent call last):\n  x\ntorch.OutOfMemoryError: NPU out of memory.\n", now=12
@@ -118,6 +127,28 @@ def test_a_loss_that_stays_no_number(detector, loss):
     assert detector.look(13.0, {0: FINE}) is None
     detector.feed(RANK0, line(9, loss), now=14.0)
     assert detector.look(14.0, {0: FINE}).kind == "nan-loss"
+
+
+SKIPPED = b"2026-01-01 00:00:00,000\tWARNING hybrid_zero_optim.py:768 in _step -- %s occurs, please check it.\n"
+
+
+def test_gradients_that_stay_no_numbers_leave_no_line_of_metrics(detector):
+    for step in range(NAN_STEPS - 1):
+        detector.feed(RANK0, SKIPPED % b"Nan grad norm", now=13.0 + step)
+    assert detector.look(15.0, {0: FINE}) is None
+    detector.feed(RANK0, line(3) + SKIPPED % b"Nan grad norm", now=15.0)  # one good step begins the count again
+    assert detector.look(15.0, {0: FINE}) is None
+    detector.feed(RANK0, (NAN_STEPS - 1) * (SKIPPED % b"Nan grad norm"), now=16.0)
+    fault = detector.look(16.0, {0: FINE})
+    assert (fault.kind, fault.last_step) == ("nan-loss", 3)
+    assert "3 steps in a row" in fault.message
+
+
+def test_a_loss_scale_that_is_sought_is_neither_a_nan_nor_a_stall(detector):
+    for second in range(13, 60):
+        detector.feed(RANK0, SKIPPED % b"Overflow", now=float(second))
+        assert detector.look(float(second), {0: FINE}) is None
+    assert detector.look(59.0 + LIMITS.stall_floor_seconds, {0: FINE}).kind == "stall"
 
 
 def test_one_overflow_is_no_fault(detector):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -20,24 +21,22 @@ import pytest
 from conformance.launch.detect import Detector, Limits
 from conformance.launch.node import Launch
 from conformance.launch.supervise import supervise
-from conformance.launch.torchrun import RUN_MARK, environment, free_port
+from conformance.launch.torchrun import environment, free_port
 
 pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
-QUICK = Limits(start_seconds=90, stall_factor=10, stall_floor_seconds=4, lost_node_seconds=4, min_free_bytes=4 << 20)
+# On a loaded machine a step of 0.2 s takes seconds: only the test of a stall has a short limit for it.
+LIMITS = Limits(
+    start_seconds=240,
+    stall_factor=10,
+    stall_floor_seconds=60,
+    lost_node_seconds=8,
+    min_free_bytes=4 << 20,
+    slow_samples=8,
+)
 STEPS = 400
-
-
-@pytest.fixture(scope="module")
-def table():
-    rows = []
-    yield rows
-    print("\n\n| injected | detected in | what was said |\n|---|---|---|")
-    for injected, seconds, message in rows:
-        print(f"| {injected} | {seconds:.1f} s | {message} |")
-    print("No process was left by any of them.")
 
 
 @pytest.fixture
@@ -51,27 +50,18 @@ def make_run(path):
     return path
 
 
-def left_over(*runs):
-    found = []
+def rank_process(run, rank):
+    program = f"allreduce_rank.py {run} "
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            mark = process.environ().get(RUN_MARK, "")
-            if any(mark.startswith(str(run)) for run in runs) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
-
-
-def rank_process(run, rank):
-    for process in left_over(run):
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("RANK") == str(rank) and "allreduce_rank.py" in " ".join(process.cmdline()):
+            if program in " ".join(process.cmdline()) and process.environ().get("RANK") == str(rank):
                 return process
     raise AssertionError(f"rank {rank} does not run")
 
 
 def wait_for_step(run, step):
     log = run / "logs/node0/rank0.log"
-    end = time.monotonic() + 90
+    end = time.monotonic() + 240
     while time.monotonic() < end:
         if log.exists() and f"step={step} " in log.read_text():
             return
@@ -79,50 +69,79 @@ def wait_for_step(run, step):
     raise AssertionError(f"step {step} never came")
 
 
-def train(run, inject, *raises):
-    """Train with two ranks, do harm after step 3, and return how it ended and how many seconds after the harm."""
-    program = [str(HERE / "allreduce_rank.py"), str(run), str(STEPS), "0.2", *map(str, raises)]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
-    harmed = []
+@pytest.fixture
+def train(display, left_over):
+    """Train with two ranks, do harm after step 3; how the run ended, and the clock's reading when harm was done."""
 
-    def harm():
-        wait_for_step(run, 3)
-        harmed.append(time.monotonic())
-        inject()
+    def start(run, inject, *raises, limits=LIMITS):
+        program = [str(HERE / "allreduce_rank.py"), str(run), str(STEPS), "0.2", *map(str, raises)]
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+        harmed = []
 
-    thread = threading.Thread(target=harm, daemon=True)
-    thread.start()
-    launch = Launch([*command, *program], environment(run), run, 0)
-    detector = Detector(2, STEPS, QUICK, time.monotonic())
-    ending = supervise(run, launch, detector, lambda step: None)
-    thread.join()
-    assert left_over(run) == []
-    assert ending.fault is not None
-    return ending, detector.started + ending.fault.seconds - harmed[0]
+        def harm():
+            wait_for_step(run, 3)
+            harmed.append(time.monotonic())
+            inject()
+
+        thread = threading.Thread(target=harm, daemon=True)
+        thread.start()
+        detector = Detector(2, STEPS, limits, time.monotonic())
+        ending = supervise(run, Launch([*command, *program], environment(run), run, 0), detector, display)
+        thread.join()
+        assert left_over(run) == []
+        assert ending.fault is not None
+        return ending, harmed[0] - detector.started
+
+    return start
 
 
-def test_a_rank_is_killed(run, table):
-    ending, seconds = train(run, lambda: rank_process(run, 1).kill())
-    table.append(("SIGKILL of rank 1", seconds, ending.fault.message))
+def test_a_rank_is_killed(run, train, table):
+    ending, harmed = train(run, lambda: rank_process(run, 1).kill())
+    table.append(("SIGKILL of rank 1", ending.fault.seconds - harmed, ending.fault.message))
     assert (ending.fault.kind, ending.fault.rank) == ("rank-died", 1)
     assert "SIGKILL" in ending.fault.message
     assert ending.fault.last_step >= 3
 
 
-def test_a_rank_is_stopped(run, table):
-    ending, seconds = train(run, lambda: rank_process(run, 1).send_signal(signal.SIGSTOP))
-    table.append(("SIGSTOP of rank 1", seconds, ending.fault.message))
+def test_a_rank_is_stopped(run, train, table):
+    limits = replace(LIMITS, stall_floor_seconds=6)
+    ending, harmed = train(run, lambda: rank_process(run, 1).send_signal(signal.SIGSTOP), limits=limits)
+    table.append(("SIGSTOP of rank 1", ending.fault.seconds - harmed, ending.fault.message))
     assert (ending.fault.kind, ending.fault.rank) == ("stall", 1)
     assert "SIGSTOP" in ending.fault.message
     assert "rank 0 in all_reduce" in ending.fault.message  # the others wait for it
 
 
-def test_an_exception_is_swallowed(run, table):
-    ending, seconds = train(run, lambda: None, 1, 8)
-    table.append(("exception in rank 1 at step 8, caught as InternEvo does", seconds, ending.fault.message))
+def test_an_exception_is_swallowed(run, train, table):
+    ending, harmed = train(run, lambda: None, 1, 8)
+    table.append(
+        ("exception in rank 1 at step 8, caught as InternEvo does", ending.fault.seconds - harmed, ending.fault.message)
+    )
     assert (ending.fault.kind, ending.fault.rank) == ("exception", 1)
     assert "StopIteration" in ending.fault.message
     assert ending.fault.last_step == 7
+
+
+def test_a_slow_rank_is_named_while_the_run_goes_on(run, train, display, table, monkeypatch):
+    monkeypatch.setenv("WORK", "40")  # ranks that only sleep would all seem to wait
+
+    def slow_down():
+        rank, end = rank_process(run, 1), time.monotonic() + 60
+        while not display.notices and time.monotonic() < end:
+            rank.suspend()
+            time.sleep(0.3)
+            rank.resume()
+            time.sleep(0.1)
+        rank.kill()  # the run itself would go on
+
+    ending, harmed = train(run, slow_down)
+    notice = ending.notices[0]
+    table.append(("rank 1 held up three quarters of the time", notice.seconds - harmed, notice.message))
+    assert ending.notices == tuple(display.notices)
+    assert (notice.kind, notice.rank, notice.node) == ("slow-rank", 1, 0)
+    assert notice.host in notice.message
+    assert notice.last_step >= 3
+    assert ending.fault.kind == "rank-died"  # what ended the run is told beside it
 
 
 @pytest.fixture
@@ -138,7 +157,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", place], check=True)
 
 
-def test_the_disk_fills_up(small_disk, table):
+def test_the_disk_fills_up(small_disk, train, table):
     run = make_run(small_disk / "run")
 
     def fill():
@@ -146,8 +165,8 @@ def test_the_disk_fills_up(small_disk, table):
             while True:
                 stream.write(b"\0" * (1 << 20))
 
-    ending, seconds = train(run, fill)
-    table.append(("disk of the run directory filled", seconds, ending.fault.message))
+    ending, harmed = train(run, fill)
+    table.append(("disk of the run directory filled", ending.fault.seconds - harmed, ending.fault.message))
     assert ending.fault.kind == "full-disk"
     assert ending.fault.host
 
@@ -185,9 +204,9 @@ def start_node(namespace, *arguments):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
 
 
-def test_two_nodes_end_well_and_the_logs_arrive_without_a_shared_folder(tmp_path):
+def test_two_nodes_end_well_and_the_logs_arrive_without_a_shared_folder(tmp_path, left_over):
     run, port = make_run(tmp_path / "a" / "run"), free_port()
-    host = start_node("", "host", "127.0.0.1", port, run, 6, 20)
+    host = start_node("", "host", "127.0.0.1", port, run, 6, 60)
     member = start_node("", "member", "127.0.0.1", port, tmp_path / "b" / "run", 6)
     ending = json.loads(host.communicate(timeout=120)[0])
     assert (ending["exit_code"], ending["fault"]) == (0, None)
@@ -199,10 +218,10 @@ def test_two_nodes_end_well_and_the_logs_arrive_without_a_shared_folder(tmp_path
     assert left_over(run, theirs) == []
 
 
-def test_a_link_is_cut(link, tmp_path, table):
+def test_a_link_is_cut(link, tmp_path, table, left_over):
     (first, second), address, cut = link
     run, theirs, port = make_run(tmp_path / "a" / "run"), tmp_path / "b" / "run", 29500
-    host = start_node(first, "host", address, port, run, STEPS, 4)
+    host = start_node(first, "host", address, port, run, STEPS, 8)
     member = start_node(second, "member", address, port, theirs, STEPS)
     wait_for_step(run, 3)
     harmed = time.monotonic()
@@ -211,7 +230,7 @@ def test_a_link_is_cut(link, tmp_path, table):
     ended = time.monotonic() - harmed
     fault = json.loads(out)["fault"]
     table.append(
-        ("link of node 1 cut (network namespaces)", ended, fault["message"] + " [to the end of all processes]")
+        ("link of node 1 cut (network namespaces)", ended, fault["message"] + " [to the end of node 0's processes]")
     )
     assert (fault["kind"], fault["node"]) == ("lost-node", 1), err
     assert fault["last_step"] >= 3

@@ -1,6 +1,8 @@
-"""The same command typed on two nodes that share no folder: node 0 judges and signs, the other ends as it does."""
+"""The container command of the printed PyTorchJob in two pods: node 0 judges and signs, the other ends as it does."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from conformance.cli import main
 from conformance.launch.launcher import _free_pair
 
 pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
@@ -16,29 +19,43 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 
 
-def start(reports, *options):
-    command = [sys.executable, "-m", "pytest", "suites/perf", "-q", "-m", "tiny", "--device", "cpu"]
-    command += ["--nodes", "2", "--devices-per-node", "1", "--set", "total_steps=2", "--reports", str(reports)]
+def variables(rank, port):
+    """What the training operator sets in a pod, by its version 1.8: the older ones set the first five."""
+    master = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)}
+    elastic = {"PET_NPROC_PER_NODE": "auto", "PET_NODE_RANK": str(rank), "PET_NNODES": "2"}
+    return {"PYTHONUNBUFFERED": "0"} | master | elastic
+
+
+def start_pod(command, reports, rank, port):
+    mounted = [reports if part == "/reports" else part for part in json.loads(command)]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    fewer = {"PATH": path, "PYTEST_ADDOPTS": "--device cpu --set total_steps=2 -p no:cacheprovider"}
     return subprocess.Popen(
-        [*command, *map(str, options)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+        mounted, cwd=ROOT, env=os.environ | variables(rank, port) | fewer,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
 
 
-def test_two_nodes_with_one_verdict(tmp_path):
+def test_two_pods_with_one_verdict(tmp_path, capsys):
     if find_spec("internlm") is None:
         pytest.skip("InternEvo is not installed; `make test` installs it")
-    meeting = ["--launcher", "torchrun", "--master-addr", "127.0.0.1", "--master-port", _free_pair()]
-    nodes = [start(tmp_path / str(rank), *meeting, "--node-rank", rank) for rank in (0, 1)]
+    assert main(["launch-script", "kubernetes", "tiny-perf", "--nodes", "2", "--devices-per-node", "1"]) == 0
+    manifest, port = capsys.readouterr().out, _free_pair()
+    assert re.findall(r"^    (\w+):\n      replicas: (\d+)$", manifest, re.M) == [("Master", "1"), ("Worker", "1")]
+    commands = re.findall(r"^ +command: (\[.*\])$", manifest, re.M)  # a test of launch-script parses all of the YAML
+    nodes = [start_pod(one, str(tmp_path / str(rank)), rank, port) for rank, one in enumerate(commands)]
     said = [node.communicate(timeout=500)[0] for node in nodes]
     (run,) = (path.parent for path in (tmp_path / "0").glob("*/report.dsse.json"))
     assert (run / "logs/node1/rank1.log").stat().st_size > 0, said
     assert (run / "environment/rank1.json").exists()
     assert (run / "environment/telemetry-node1.csv").exists()
-    assert json.loads((run / "environment/run.json").read_text())["outcome"] == "ended"
+    record = json.loads((run / "environment/run.json").read_text())
+    assert (record["outcome"], record["launcher"]) == ("ended", "torchrun")
+    assert record["environment"]["WORLD_SIZE"] == "2"
     theirs = tmp_path / "1" / run.name
     assert not (theirs / "report.dsse.json").exists()
     assert (theirs / "logs/node1/rank1.log").read_bytes() == (run / "logs/node1/rank1.log").read_bytes()
     assert "REHEARSAL" in said[0], said
     assert "REHEARSAL" in said[1], said
     assert "on node 0" in said[1]
-    assert nodes[0].returncode == nodes[1].returncode
+    assert [node.returncode for node in nodes] == [0, 0]

@@ -5,10 +5,12 @@ import io
 import pytest
 from rich.console import Console
 
-from conformance.launch.detect import NodeView, Step
+from conformance.launch import progress
+from conformance.launch.detect import Fault, NodeView, Step
 from conformance.launch.progress import LiveProgress, describe_nodes
 from conformance.plan import Topology, make_plan
 from conformance.spec import load_workload
+from conformance.spec.floors import find_floor, load_floors
 
 UP = NodeView("hostA", 0.5, None, 1)
 
@@ -64,3 +66,34 @@ def test_many_nodes_in_trouble_are_counted():
     assert text == (
         "1 node up, node 0 (h0) ended, node 1 (h1) ended, node 2 (h2) ended, node 3 (h3) ended, 5 more in trouble"
     )
+
+
+def test_nodes_that_have_not_arrived_are_named_while_they_are_awaited(plan):
+    def act(display):
+        for seconds in range(12):
+            display.waiting([2, 3], float(seconds))
+
+    started, *lines = shown(plan, False, act).splitlines()
+    assert "2 ranks starting" in started
+    assert lines == []  # a log file was told something less than 10 s ago
+    assert "waiting for nodes 2, 3 (11 s)" in shown(plan, True, act)
+
+
+def test_a_log_file_is_told_of_awaited_nodes_now_and_then(plan, monkeypatch):
+    monkeypatch.setattr(progress, "PLAIN_INTERVAL_SECONDS", 0.0)
+    text = shown(plan, False, lambda display: [display.waiting(range(1, 9), 0.5), display.waiting(range(1, 9), 40.0)])
+    assert text.splitlines()[1:] == ["tiny-perf: waiting for nodes 1, 2, 3, 4 and 4 more (40 s)"]
+
+
+def test_a_slow_rank_is_told_in_a_line_that_stays(plan):
+    notice = Fault("slow-rank", "Rank 3 keeps the others waiting.", "Compare the hosts.", 1, "hostB", 3, 7, 1.0)
+    for terminal in (False, True):
+        text = shown(plan, terminal, lambda display: display.notice(notice))
+        assert "tiny-perf: Rank 3 keeps the others waiting. Compare the hosts." in text
+
+
+def test_the_floor_stands_beside_the_speed():
+    plan = make_plan(load_workload("llama2-7b-perf"), Topology(4, 8))
+    floor = find_floor(load_floors(), "llama2-7b-perf", "tgs", None)
+    text = shown(plan, True, lambda display: display.step(Step(3, 2.5, 1234.5)))
+    assert ("(floor " in text) is (floor is not None)

@@ -1,7 +1,10 @@
 """A real Slurm cluster of two nodes on this machine, and a real InternEvo run through it."""
 
+import base64
 import json
 import os
+import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -12,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from conformance.cli import main
 from conformance.launch.torchrun import free_port
 
 pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
 pytestmark = pytest.mark.slow
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "salloc", "sinfo", "scontrol")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "sinfo", "scontrol")
 CONFIG = """
 ClusterName=rehearsal
 SlurmctldHost={host}(127.0.0.1)
@@ -39,8 +43,9 @@ SchedulerType=sched/builtin
 SelectType=select/cons_tres
 ReturnToService=2
 MpiDefault=none
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs={cpus}
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs={cpus}
+GresTypes=gpu
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs={cpus} RealMemory=256 Gres=gpu:1
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs={cpus} RealMemory=256 Gres=gpu:1
 PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -60,6 +65,7 @@ def slurm(tmp_path_factory):
     names = {"host": socket.gethostname(), "folder": folder, "cpus": os.cpu_count()}
     ports = {name: free_port() for name in ("ctld", "n1", "n2")}
     (folder / "slurm.conf").write_text(CONFIG.format(**names, **ports))
+    (folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
     environ = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": search}
     munge = ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket", f"--key-file={folder}/munge.key"]
     munge += [f"--{name}-file={folder}/munge.{name}" for name in ("log", "pid", "seed")]
@@ -91,30 +97,22 @@ def wait_until_idle(environ, folder):
     raise AssertionError(f"Slurm did not come up: {told.stdout} {told.stderr}\n{logs}")
 
 
-def test_one_pytest_trains_on_both_nodes_of_an_allocation(slurm, tmp_path):
+def test_the_printed_script_trains_on_both_nodes_of_an_allocation(slurm, tmp_path, capsys):
     if find_spec("internlm") is None:
         pytest.skip("InternEvo is not installed; `make test` installs it")
-    run = tmp_path / "run"
-    suite = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "suites/perf",
-        "-q",
-        "-m",
-        "tiny",
-        "--nodes",
-        "2",
-        "--devices-per-node",
-        "1",
-    ]
-    suite += ["--set", "total_steps=2", "--device", "cpu", "--reports", str(tmp_path), "--run-dir", str(run)]
-    root = Path(__file__).parents[3]
+    assert main(["launch-script", "slurm", "tiny-perf", "--nodes", "2", "--devices-per-node", "1"]) == 0
+    script, run, output = tmp_path / "run.sbatch", tmp_path / "run", tmp_path / "slurm.out"
+    script.write_text(capsys.readouterr().out)  # submitted as it was printed, to the byte
+    options = ["--set", "total_steps=2", "--device", "cpu", "--reports", str(tmp_path), "--run-dir", str(run)]
+    path = f"{Path(sys.executable).parent}:{slurm['PATH']}"
     result = subprocess.run(
-        ["salloc", "--nodes=2", "--ntasks-per-node=1", *suite],
-        env=slurm, cwd=root, capture_output=True, text=True, timeout=400,
+        ["sbatch", "--wait", f"--output={output}", script],
+        env=slurm | {"PYTEST_ADDOPTS": shlex.join(options), "PATH": path},
+        cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=400,
     )  # fmt: skip
-    assert (run / "report.dsse.json").exists(), result.stdout[-3000:] + result.stderr[-2000:]
+    said = output.read_text() if output.exists() else ""
+    assert (run / "report.dsse.json").exists(), result.stdout + result.stderr + said[-3000:]
+    assert result.returncode == 0
     record = json.loads((run / "environment/run.json").read_text())
     assert record["launcher"] == "slurm"
     assert record["outcome"] == "ended"
@@ -124,4 +122,6 @@ def test_one_pytest_trains_on_both_nodes_of_an_allocation(slurm, tmp_path):
     assert "Raise exception" not in (run / "logs/node1/rank1.log").read_text()
     for node in (0, 1):
         assert (run / f"environment/telemetry-node{node}.csv").read_text().startswith("timestamp, index")
-    assert "REHEARSAL" in result.stdout
+    (statement,) = re.findall(r"REHEARSAL: every required check passed", said)
+    payload = json.loads(base64.b64decode(json.loads((run / "report.dsse.json").read_text())["payload"]))
+    assert payload["predicate"]["verdict"] == statement.partition(":")[0]

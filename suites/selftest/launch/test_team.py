@@ -86,12 +86,15 @@ def test_logs_state_orders_and_verdict_cross(port, runs):
     assert verdict()["result"] == {"verdict": "REHEARSAL"}
 
 
-def test_a_node_that_never_arrives_is_named_and_the_others_learn_why(port, runs):
+def test_a_node_that_never_arrives_is_named_and_the_others_learn_why(port, runs, display):
     host = Host(port, [1, 2], runs[0])
     member = in_thread(lambda: Member("127.0.0.1", port, 1, REQUEST, seconds=20))
     with pytest.raises(LaunchError, match=r"node 2 did not within 3 s; arrived: 1 \("):
-        host.gather(REQUEST, lambda hellos: JOB, seconds=3)
+        host.gather(REQUEST, lambda hellos: JOB, waiting=display.waiting, seconds=3)
     assert "node 2 did not" in str(member()["error"])
+    missing, seconds = display.missing[-1]  # said long before the limit, and named
+    assert missing == [2]
+    assert seconds > 2
 
 
 def test_a_node_that_was_asked_for_something_else_is_named(port, runs):

@@ -11,9 +11,12 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from rich.console import Console
+
 from conformance.launch import follow, torchrun
 from conformance.launch.detect import Detector, Limits
 from conformance.launch.node import Launch
+from conformance.launch.progress import LiveProgress
 from conformance.launch.supervise import supervise
 from conformance.launch.team import Host, Member
 
@@ -37,9 +40,10 @@ def host(address, port, run, steps, limit):
     job = {"run": run.name, "token": "token", "config": "", "settings": {"device": "cpu", "internevo": None}}
     job |= {"nodes": 2, "devices_per_node": 1, "seed": 1, "address": address, "port": port}
     job["lost_node_seconds"] = limits.lost_node_seconds
-    team.gather({"asked": steps}, lambda hellos: job, seconds=60)
+    display = LiveProgress(Console(stderr=True), "two nodes")
+    team.gather({"asked": steps}, lambda hellos: job, waiting=display.waiting, seconds=60)
     launch = Launch(command(run, steps, torchrun.Rendezvous(address, port, 0)), torchrun.environment(run, 0), run, 0)
-    ending = supervise(run, launch, Detector(1, int(steps), limits, time.monotonic()), lambda step: None, team)
+    ending = supervise(run, launch, Detector(1, int(steps), limits, time.monotonic()), display, team)
     team.publish({"told": "all"})
     print(json.dumps(asdict(ending)), flush=True)
 
