@@ -1,1 +1,1 @@
-"""Measurements made minutes before a run that costs days. They measure; conformance/checks/preflight.py judges."""
+"""Measurements made minutes before a run that costs days. They measure; conformance/checks/preflight judges."""

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from conformance.launch.guard import dismiss, guard
+from conformance.launch.torchrun import RUN_MARK
 from conformance.preflight.worker import Task
 
 POLL_SECONDS = 0.05
@@ -120,7 +122,10 @@ def run_task(
     task_file = out.with_suffix(".task.json")
     task.write(task_file)
     began = time.monotonic()
-    processes = [_start(task_file, ranks, local_rank, extra or {}) for local_rank in range(ranks.local)]
+    mark = f"{out}:{ranks.node_rank}"
+    watch = guard(mark)
+    variables = {**(extra or {}), RUN_MARK: mark}
+    processes = [_start(task_file, ranks, local_rank, variables) for local_rank in range(ranks.local)]
     ended: dict[int, float] = {}
     deadline = began + limit_seconds
     try:
@@ -134,6 +139,7 @@ def run_task(
     finally:
         for process in processes:
             _kill(process)
+        dismiss(watch)
     return tuple(
         _collect(task, ranks, number, process.returncode, ended.get(number), time.monotonic() - began)
         for number, process in enumerate(processes)

@@ -96,8 +96,15 @@ def _memory() -> dict[str, Any]:
 def _cpu() -> dict[str, Any]:
     system = Path("/sys/devices/system")
     scaling = system / "cpu/cpu0/cpufreq"
+    # One "model name" and one "physical id" for each CPU; a virtual machine may have neither.
+    lines = [line.partition(":") for line in _text(Path("/proc/cpuinfo")).splitlines()]
+    told = {name.strip(): [v.strip() for n, _, v in lines if n == name] for name in {n for n, _, _ in lines}}
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     return {
+        "processor": next(iter(told.get("model name", ())), platform.processor()),
+        "processors": len(set(told.get("physical id", ()))),
+        "cores": psutil.cpu_count(logical=False),
+        "system": _operating_system(),
         "cpus": os.cpu_count(),
         "cpus_allowed": allowed,
         "numa_nodes": len(list((system / "node").glob("node[0-9]*"))),
@@ -106,6 +113,13 @@ def _cpu() -> dict[str, Any]:
         "frequency_limit_khz": _text(scaling / "scaling_max_freq"),
         "load": os.getloadavg()[0],
     }
+
+
+def _operating_system() -> str:
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):  # no such file, or not on Linux
+        return platform.system()
 
 
 def _rdma_ports() -> list[dict[str, str]]:

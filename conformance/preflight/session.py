@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import socket
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,6 +16,7 @@ from conformance.checks.finding import Finding, Result
 from conformance.checks.preflight import Preflight, judge
 from conformance.devices import Device
 from conformance.errors import ConformanceError
+from conformance.evidence import PREFLIGHT as SETUP
 from conformance.evidence import write_json
 from conformance.launch.launcher import Place
 from conformance.launch.torchrun import free_port
@@ -25,14 +25,8 @@ from conformance.preflight.contract_run import check_contract
 from conformance.preflight.driver import Ranks, run_task
 from conformance.preflight.worker import Task
 from conformance.spec import load_workload
+from conformance.spec.expected import load_expected
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-EXPECTED_FILE = Path(__file__).with_name("expected.toml")
-SETUP = "environment/preflight.json"
 FINDINGS = "environment/preflight-findings.json"
 REHEARSAL_DEVICES = 2
 GATHER_PORT = 9
@@ -187,19 +181,6 @@ def _gather(tasks: dict[str, list[dict[str, Any]]], task: Task, ranks: Ranks) ->
         for name, processes in record["tasks"].items():
             merged[name] += processes
     return merged
-
-
-def load_expected(path: Path = EXPECTED_FILE) -> Sequence[dict[str, Any]]:
-    """Read what devices are known to reach.
-
-    Args:
-        path: A TOML file of [[figure]] tables.
-
-    Returns:
-        The figures.
-    """
-    figures: list[dict[str, Any]] = tomllib.loads(path.read_text("utf-8"))["figure"]
-    return figures
 
 
 def read_findings(run: Path) -> list[Finding]:

@@ -106,7 +106,7 @@ def preflight(request):
 
 
 def _measure(config, run):
-    from conformance.preflight.node import run_on_all_nodes
+    from conformance.preflight.attempt import attempt
 
     reporter = config.pluginmanager.getplugin("terminalreporter")
     capture = config.pluginmanager.getplugin("capturemanager")
@@ -116,7 +116,7 @@ def _measure(config, run):
             with capture.global_and_fixture_disabled():
                 print(f"\npreflight: measuring {task}", end="", flush=True)
 
-    run_on_all_nodes(_device(config), config.stash[REQUEST], run, told)
+    attempt(_device(config), config.stash[REQUEST], run, config.option.reports, config.option.signing_key, told)
 
 
 def _wait_for(run, name):
@@ -137,8 +137,9 @@ def pytest_terminal_summary(terminalreporter, config):
         return
     from rich.console import Console
 
-    from conformance.preflight.table import picture, write_page
+    from conformance.preflight.table import picture
 
     console = Console(file=terminalreporter._tw._file, highlight=False)
     console.print(picture(run))
-    console.print(f"page: {write_page(run)}", style="dim", soft_wrap=True)
+    if (run / "report.html").is_file():  # node 0 judges for all
+        console.print(f"page: {run}/report.html", style="dim", soft_wrap=True)

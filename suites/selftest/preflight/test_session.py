@@ -15,8 +15,9 @@ from conformance.evidence import RunDirectory, read_json
 from conformance.launch.torchrun import free_port
 from conformance.preflight import session
 from conformance.preflight.driver import Ranks
-from conformance.preflight.session import load_expected, read_findings
+from conformance.preflight.session import read_findings
 from conformance.preflight.worker import Task
+from conformance.spec.expected import load_expected
 
 ROOT = Path(__file__).parents[3]
 NODE_VARIABLES = ("NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID")
@@ -90,7 +91,7 @@ def test_two_nodes_of_this_machine_pass_as_one_cluster_and_leave_their_evidence(
     assert [process["rank"] for process in hosts] == [0, 1]
     steps = read_json(files, "environment/preflight-step.json")["processes"]
     assert {record["tensor"] for process in steps for record in process["records"]} == {1, 2}
-    page = (run / "preflight.html").read_text()
+    page = (run / "report.html").read_text()
     assert "training-step" in page
     assert "http" not in page.split("</style>")[1]
 

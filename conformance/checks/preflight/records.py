@@ -1,0 +1,157 @@
+"""What a preflight measured, and how a judgement of it is worded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from conformance.checks.finding import Finding, Result
+
+Record = Mapping[str, Any]
+EVIDENCE = "environment/"
+GIB = 1 << 30
+# Unit roundoff: the largest relative error of one rounding to nearest (IEEE 754; bf16 keeps 8 significant bits).
+ROUNDOFF = {"bfloat16": 2.0**-9, "float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53, "int64": 0.0}
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Everything that was measured.
+
+    Args:
+        setup: environment/preflight.json: device, backend, nodes, ranks, rehearsal, seed, workload.
+        tasks: What the processes of each task wrote, by task.
+        expected: Known figures of devices, as in spec/expected.toml.
+    """
+
+    setup: Record
+    tasks: Mapping[str, Sequence[Record]]
+    expected: Sequence[Record] = ()
+
+    @property
+    def shared(self) -> bool:
+        """Whether all ranks share one processor, so that their speeds say nothing about each other."""
+        return bool(self.setup["backend"] == "gloo")
+
+    def records(self, kind: str) -> list[tuple[Record, Record]]:
+        """Every record of a kind, with the process that wrote it.
+
+        Args:
+            kind: What was measured.
+
+        Returns:
+            Pairs (process, record), in the order of ranks.
+        """
+        return [
+            (process, record)
+            for processes in self.tasks.values()
+            for process in processes
+            for record in process["records"]
+            if record["kind"] == kind
+        ]
+
+    def where(self, process: Record) -> str:
+        """How a process is named to people.
+
+        Args:
+            process: What it wrote.
+
+        Returns:
+            For example "rank 3 (device 3 of node-a)".
+        """
+        for record in process["records"]:
+            if record["kind"] == "process":
+                return f"rank {process['rank']} (device {record['local_rank']} of {record['host']})"
+        return f"rank {process['rank']}"
+
+
+Check = Callable[[str, Preflight], Finding]
+
+
+class Unmeasured(Exception):  # noqa: N818  a result, not an error
+    """Nothing was measured that the check could judge: ERROR."""
+
+
+class Silent(Exception):  # noqa: N818  a result, not an error
+    """The platform has no such figure: SKIP."""
+
+
+def made(check: str, good: bool, message: str, **fields: Any) -> Finding:
+    """The finding of a check that was made.
+
+    Args:
+        check: Id of the check.
+        good: Whether it passes.
+        message: What was measured, as a sentence.
+        fields: Other fields of the finding.
+
+    Returns:
+        PASS or FAIL.
+    """
+    return Finding(check, Result.PASS if good else Result.FAIL, message, evidence=EVIDENCE, **fields)
+
+
+def skip(check: str, message: str) -> Finding:
+    """The finding of a check that says nothing here.
+
+    Args:
+        check: Id of the check.
+        message: Why, as a sentence.
+
+    Returns:
+        SKIP.
+    """
+    return Finding(check, Result.SKIP, message, evidence=EVIDENCE)
+
+
+def faultless(check: str, faults: Sequence[str], good: str, unit: str = "", source: str = "", **fields: Any) -> Finding:
+    """The finding of a check that lists faults: PASS where there is none.
+
+    Args:
+        check: Id of the check.
+        faults: Each fault, in words.
+        good: What to say where there is none, without a full stop.
+        unit: What the faults are faults of.
+        source: Where the limit comes from.
+        fields: Other fields of the finding, instead of the number of faults and the limit of none.
+
+    Returns:
+        PASS or FAIL.
+    """
+    told = {"value": float(len(faults)), "unit": unit, "limit": 0.0, "limit_source": source, **fields}
+    return made(check, not faults, f"{'; '.join(faults) or good}.", **told)
+
+
+def some(records: list[tuple[Record, Record]], what: str) -> list[tuple[Record, Record]]:
+    """Demand that something was measured.
+
+    Args:
+        records: The records.
+        what: What one of them is, in words.
+
+    Returns:
+        The records.
+
+    Raises:
+        Unmeasured: There is none.
+    """
+    if not records:
+        raise Unmeasured(f"no {what} was written down")
+    return records
+
+
+def number(value: Any) -> float:
+    """A number as the measuring process wrote it.
+
+    Args:
+        value: A number, or "nan", "inf", "-inf".
+
+    Returns:
+        The number; nan for anything else, which passes no limit.
+    """
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
