@@ -8,15 +8,23 @@ logs/nodeN/agent.log     everything that torchrun printed
 environment/run.json     command, start, end, outcome, InternEvo source
 environment/faults.json  what was seen to go wrong while it ran, and the limits it was watched with
 environment/rankR.json   host, device, packages, kernels and patches of rank R
+environment/data.json    fingerprint of the data set that it trained on
+environment/redactions.json  what was replaced in the evidence before it was hashed, by rule and file
+environment/preflight*.json  what a preflight measured, instead of a request, logs and ranks
 environment/signer.pub   the public key whose private half signed the report
 journal.jsonl            every attempt of this reports folder so far
 work/                    where InternEvo ran; not evidence
+
+A resumed run also holds what each earlier attempt left, as segments: logs/segmentK/... and environment/segmentK/...,
+with K from 0, are what that attempt had under logs/ and environment/. configs/ and patches/ are the same for all.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,13 +39,21 @@ PLAN = "configs/plan.json"
 CONFIG = "configs/internevo.py"
 RUN = "environment/run.json"
 FAULTS = "environment/faults.json"
+DATA = "environment/data.json"
+PREFLIGHT = "environment/preflight.json"
+REDACTIONS = "environment/redactions.json"
+CHALLENGE = "challenge.dsse.json"
 JOURNAL = "journal.jsonl"
 SIGNER = "environment/signer.pub"
 FOLDERS = ("configs", "environment", "logs", "patches")
-SINGLE_FILES = (JOURNAL, "challenge.dsse.json")
+SINGLE_FILES = (JOURNAL, CHALLENGE)
 
 # Our own JSON files are a few KiB; a file far beyond that is not one of them.
 MAX_JSON_BYTES = 4 << 20
+
+# What an attempt leaves under these becomes a segment of the run that resumes it.
+_LIVE = re.compile(r"(logs|environment)/(?!segment\d)")
+_SEGMENT = re.compile(r"(?:logs|environment)/segment(\d{1,4})/")
 
 
 class Evidence(Protocol):
@@ -86,6 +102,79 @@ class RunDirectory:
             return (self.path / name).open("rb")
         except OSError as error:
             raise EvidenceError(f"{self.path / name} cannot be read: {error.strerror}.") from error
+
+
+@dataclass(frozen=True)
+class Segment:
+    """An earlier attempt of a resumed run: its evidence as it was when that attempt ended.
+
+    Args:
+        files: Evidence of the resumed run.
+        number: Which attempt, from 0.
+    """
+
+    files: Evidence
+    number: int
+
+    def names(self) -> tuple[str, ...]:
+        """Files of the attempt, and of the attempts before it.
+
+        Returns:
+            Names as they were in its own run directory, sorted.
+        """
+        own = f"/segment{self.number}/"
+        kept = []
+        for name in self.files.names():
+            found = _SEGMENT.match(name)
+            if found and int(found[1]) == self.number:
+                kept.append(name.replace(own, "/", 1))
+            elif (found and int(found[1]) < self.number) or not (found or _LIVE.match(name) or name == JOURNAL):
+                kept.append(name)
+        return tuple(sorted(kept))
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a file of the attempt.
+
+        Args:
+            name: One of :meth:`names`.
+
+        Returns:
+            The open file.
+
+        Raises:
+            EvidenceError: There is no such file or it cannot be read.
+        """
+        return self.files.open(_LIVE.sub(rf"\1/segment{self.number}/", name, count=1))
+
+
+def segments(files: Evidence) -> tuple[Segment, ...]:
+    """The earlier attempts of a run that was resumed.
+
+    Args:
+        files: The run's evidence.
+
+    Returns:
+        One for each, the oldest first; none for a run that was not resumed.
+    """
+    numbers = {int(found[1]) for name in files.names() if (found := _SEGMENT.match(name))}
+    return tuple(Segment(files, number) for number in sorted(numbers))
+
+
+def take_over(earlier: Path, run: Path) -> None:
+    """Copy what an earlier attempt left into the run that resumes it, as its segments.
+
+    Args:
+        earlier: Run directory of the attempt.
+        run: The new run directory.
+    """
+    files = RunDirectory(earlier)
+    number = len(segments(files))
+    for name in files.names():
+        if name in (JOURNAL, SIGNER) or name.startswith("configs/"):
+            continue
+        target = run / _LIVE.sub(rf"\1/segment{number}/", name, count=1)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(earlier / name, target)
 
 
 def create_run_directory(path: Path) -> Path:
@@ -193,8 +282,19 @@ def attempt_digest(files: Evidence) -> str:
     Returns:
         sha256, hex.
     """
-    later = (JOURNAL, SIGNER)
-    return combined_digest({name: digest for name, digest in digests(files).items() if name not in later})
+    return attempt_of(digests(files))
+
+
+def attempt_of(by_name: Mapping[str, str]) -> str:
+    """The same of files that are hashed already.
+
+    Args:
+        by_name: sha256 by name, as :func:`digests` gives it.
+
+    Returns:
+        sha256, hex.
+    """
+    return combined_digest({name: digest for name, digest in by_name.items() if name not in (JOURNAL, SIGNER)})
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,30 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from conformance import evidence
-from conformance.analysis import Limits, RunAnalysis, analyze_logs
+import numpy as np
+import pandas as pd
+
+from conformance import evidence, journal, strictjson
+from conformance.analysis import Limits, RunAnalysis, analyze_logs, plain
+from conformance.checks import curve as curve_checks
+from conformance.checks import data as data_checks
+from conformance.checks import preflight as preflight_checks
 from conformance.checks import run as run_checks
 from conformance.checks import supervision
 from conformance.checks.finding import Finding, Result, Verdict, verdict
 from conformance.errors import EvidenceError
 from conformance.evidence import Evidence, Request, request_from_json
-from conformance.internevo.log import parse_log
+from conformance.internevo.log import RunLog, parse_log
+from conformance.metrics.curve import Comparison, Matrix, compare
+from conformance.metrics.preflight import figures
 from conformance.plan import Plan, Topology, make_plan
 from conformance.spec import load_checks, load_workload
+from conformance.spec.curves import Curve, load_curves
+from conformance.spec.expected import known_ceiling, load_expected
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,8 @@ class Judgement:
         findings: Every check's finding.
         metrics: Figures recomputed from the raw log, as ``analyze --json`` gives them for one run.
         verdict: What may be claimed.
-        steps: step, tgs and loss of every logged step, for drawing.
+        steps: step, tgs and loss of every logged step, and mean_loss, over all ranks, of the first ones; for drawing.
+        losses: Loss over all data-parallel ranks by step from 0, in nats/token, as a reference curve holds it.
     """
 
     plan: Plan
@@ -38,8 +49,11 @@ class Judgement:
     metrics: Mapping[str, Any]
     verdict: Verdict
     steps: Sequence[Mapping[str, float]] = ()
+    losses: Sequence[float] = ()
 
 
+# What a workload without a data set of its own names as its data.
+DUMMY = "dummy"
 # The columns that a report draws.
 DRAWN = ("step", "tgs", "loss")
 
@@ -76,45 +90,110 @@ def judge(files: Evidence) -> Judgement:
     Raises:
         ConformanceError: The evidence is too broken to say which plan it claims to follow.
     """
+    if evidence.PREFLIGHT in files.names():
+        return _judge_preflight(files)
     plan = plan_of(request_from_json(evidence.read_json(files, evidence.REQUEST)))
-    record = evidence.read_json(files, evidence.RUN)
-    ranks = {
-        int(name.removeprefix("environment/rank").removesuffix(".json")): evidence.read_json(files, name)
-        for name in files.names()
-        if name.startswith("environment/rank") and name.endswith(".json")
-    }
     with files.open(evidence.CONFIG) as stream:
         config = stream.read(evidence.MAX_JSON_BYTES).decode(errors="replace")
-    logs = rank_logs(files)
+    attempts = [_read_attempt(each) for each in (*evidence.segments(files), files)]
+    last = attempts[-1]
     findings = [
-        run_checks.ended(record),
-        run_checks.ranks(plan, ranks, logs),
+        run_checks.ended(last.record),
+        _of_all(attempts, lambda each: run_checks.ranks(plan, each.ranks, tuple(each.logs))),
         run_checks.config(plan, config),
-        run_checks.source(plan.workload, record),
-        run_checks.patches(record, kept_patches(files), ranks),
-        run_checks.uniform(ranks),
+        _of_all(attempts, lambda each: run_checks.source(plan.workload, each.record)),
+        _of_all(attempts, lambda each: run_checks.patches(each.record, kept_patches(each.files), each.ranks)),
+        _of_all(attempts, lambda each: run_checks.uniform(each.ranks)),
         *supervision.faults(_optional(files, evidence.FAULTS)),
+        *supervision.pace(_optional(files, evidence.FAULTS)),
         _even(files),
     ]
+    if plan.workload.kind == "accuracy":
+        findings.append(_chained(files, attempts))
     metrics: dict[str, Any] = {}
     steps: list[dict[str, float]] = []
+    losses: list[float] = []
     try:
-        name, analysed = analyse_logs(files, plan, logs, Limits(device=_model(ranks)))
+        device = _model(last.ranks)
+        limits = Limits(device=device, ceiling_tflops=known_ceiling(device))
+        name, analysed = analyse_attempts(attempts, plan, limits)
     except EvidenceError as error:
         findings.append(run_checks.no_steps(error))
     else:
         findings.append(run_checks.steps_found(name))
         findings += analysed.findings
         metrics = {**analysed.to_json(), "log": name}
+        if plan.workload.kind == "accuracy":
+            found, told = _judge_data(plan, attempts, analysed)
+            findings += found
+            metrics["data"] = told
+        comparison, why_not = compare_with_curve(plan, metrics.get("data"), analysed.steps)
+        findings.append(curve_checks.agrees(comparison, why_not))
+        metrics["curve"] = None if comparison is None else plain(asdict(comparison))
+        first_losses = losses_of(analysed.steps)
+        losses = [] if first_losses is None else first_losses.tolist()
         del metrics["findings"]  # they stand beside the metrics, with those of the other checks
         steps = [dict(zip(DRAWN, row, strict=True)) for row in analysed.steps[list(DRAWN)].itertuples(index=False)]
+        for row, loss in zip(steps, losses, strict=False):  # losses end where a step is missing
+            row["mean_loss"] = loss
     checks = load_checks()
     required = [
         check.id for check in checks.values() if check.severity == "required" and plan.workload.kind in check.applies
     ]
     # What is advisory is reported with its own result, and decides nothing.
-    decisive = [found for found in findings if checks[found.check].severity == "required"]
-    return Judgement(plan, tuple(findings), metrics, verdict(decisive, required, plan.workload.official), steps)
+    decisive = [found for found in findings if checks[found.check].severity != "advisory"]
+    return Judgement(plan, tuple(findings), metrics, verdict(decisive, required, plan.workload.official), steps, losses)
+
+
+# The tasks of a preflight on a thousand devices take some MiB each.
+MAX_PREFLIGHT_BYTES = 64 << 20
+
+
+def _judge_preflight(files: Evidence) -> Judgement:
+    """Judge a preflight: a rehearsal at best, because it trains no official workload; it may skip what is absent."""
+    setup = evidence.read_json(files, evidence.PREFLIGHT)
+    tasks = read_tasks(files)
+    try:
+        request = Request(setup["workload"], setup["nodes"], setup["ranks"] // setup["nodes"], {}, setup["seed"])
+        plan = plan_of(request)
+        findings = preflight_checks.judge(preflight_checks.Preflight(setup, tasks, load_expected()))
+        metrics = figures(tasks)
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        # Only our own processes write these files; whatever else is wrong in one that was edited, it is no evidence.
+        raise EvidenceError(
+            f"The preflight's evidence cannot be judged: {type(error).__name__} ({ascii(str(error))[:80]}) in "
+            "environment/preflight*.json.",
+            "Measure again; these files are never edited.",
+        ) from error
+    checks = load_checks()
+    required = [check.id for check in checks.values() if check.severity == "required" and "preflight" in check.applies]
+    decisive = [found for found in findings if checks[found.check].severity != "advisory"]
+    return Judgement(plan, tuple(findings), metrics, verdict(decisive, required, official=False))
+
+
+def read_tasks(files: Evidence) -> dict[str, Any]:
+    """Read what a preflight measured.
+
+    Args:
+        files: The preflight's evidence.
+
+    Returns:
+        What the processes of each task wrote, by task.
+
+    Raises:
+        EvidenceError: A file is not of the form that the preflight writes.
+    """
+    tasks = {}
+    for name in files.names():
+        if name.startswith("environment/preflight-") and not name.endswith("-findings.json"):
+            with files.open(name) as stream:
+                data = stream.read(MAX_PREFLIGHT_BYTES + 1)
+            match strictjson.loads(data, max_bytes=MAX_PREFLIGHT_BYTES, what=name):
+                case {"task": str(task), "processes": list(processes)}:
+                    tasks[task] = processes
+                case _:
+                    raise EvidenceError(f"{name} is refused: expected an object of task and processes.")
+    return tasks
 
 
 def kept_patches(files: Evidence) -> dict[str, str]:
@@ -162,34 +241,173 @@ def _model(ranks: Mapping[int, Mapping[str, Any]]) -> str | None:
     return next((str(record["device"]["model"]) for record in ranks.values() if "model" in record["device"]), None)
 
 
-def analyse_logs(files: Evidence, plan: Plan, logs: tuple[str, ...], limits: Limits) -> tuple[str, RunAnalysis]:
-    """Find the log that carries the training metrics and analyse it.
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt of a run: the only one, or one of those that a resumed run is made of.
 
     Args:
-        files: The run's evidence.
+        files: Its evidence.
+        record: environment/run.json.
+        ranks: environment/rankR.json by rank.
+        logs: What the logs of its ranks hold, by name.
+    """
+
+    files: Evidence
+    record: Mapping[str, Any]
+    ranks: Mapping[int, Mapping[str, Any]]
+    logs: Mapping[str, Sequence[RunLog]]
+
+    @property
+    def made_steps(self) -> bool:
+        """Whether it logged a training step."""
+        return any(len(run.steps) for runs in self.logs.values() for run in runs)
+
+
+def _read_attempt(files: Evidence) -> Attempt:
+    ranks = {
+        int(name.removeprefix("environment/rank").removesuffix(".json")): evidence.read_json(files, name)
+        for name in files.names()
+        if name.startswith("environment/rank") and name.endswith(".json")
+    }
+    logs = {}
+    for name in rank_logs(files):
+        with files.open(name) as stream:
+            logs[name] = parse_log(stream, name)
+    return Attempt(files, evidence.read_json(files, evidence.RUN), ranks, logs)
+
+
+def _of_all(attempts: Sequence[Attempt], check: Callable[[Attempt], Finding]) -> Finding:
+    """The first finding of all attempts that is no PASS, else the last one's; what made no step adds nothing."""
+    found = [check(each) for each in attempts if each.made_steps or each is attempts[-1]]
+    number, bad = next(((n, one) for n, one in enumerate(found) if one.result is not Result.PASS), (0, found[-1]))
+    if len(found) == 1 or bad.result is Result.PASS:
+        return bad
+    return replace(bad, message=f"Attempt {number + 1} of {len(found)}: {bad.message}")
+
+
+def _judge_data(
+    plan: Plan, attempts: Sequence[Attempt], analysed: RunAnalysis
+) -> tuple[list[Finding], dict[str, Any] | None]:
+    """What is found about the data that the run trained on, and what they are."""
+    made = [each for each in attempts if each.made_steps]
+    recorded, data = data_checks.recorded(plan, [_optional(each.files, evidence.DATA) for each in made])
+    spans = []
+    for each in made:
+        name, log = next((n, run) for n, runs in each.logs.items() for run in runs if len(run.steps))
+        rank = int(name.rsplit("/rank", 1)[1].removesuffix(".log"))
+        spans.append((each.record, each.ranks.get(rank, {}), log.steps["time"]))
+    findings = [recorded, data_checks.in_time(spans)]
+    if data is None:
+        return findings, None
+    steps = analysed.steps
+    types = {
+        str(name).removeprefix("tokens/")
+        for name in steps
+        if str(name).startswith("tokens/") and (steps[name].fillna(0) > 0).any()
+    }
+    heads = [run.head for each in made for runs in each.logs.values() for run in runs if len(run.steps)]
+    findings += [
+        data_checks.pinned(plan, data, plan.workload.data_digest),
+        data_checks.loaded(plan, data, heads, types),
+    ]
+    consumed = len(steps) * plan.tokens_per_step
+    told = {"digest": data.digest, "tokens": data.tokens, "documents": data.documents, "mode": data.mode}
+    return findings, {**told, "consumed_tokens": consumed, "passes": consumed / data.tokens}
+
+
+def compare_with_curve(
+    plan: Plan, data: Mapping[str, Any] | None, steps: pd.DataFrame
+) -> tuple[Comparison | None, str]:
+    """Compare a run with the reference curve of its plan.
+
+    Args:
+        plan: The plan.
+        data: What it trained on, as the metrics have it; None for dummy data.
+        steps: Its steps.
+
+    Returns:
+        The comparison, or None and why there is none.
+    """
+    digest = DUMMY if plan.workload.data == DUMMY else (data or {}).get("digest")
+    curve = curve_of(plan, digest)
+    if curve is None:
+        return None, f"There is no reference curve of {plan.workload.name} as it was run here."
+    losses = losses_of(steps)
+    found = None if losses is None else compare(curve, losses[None])
+    return found, "" if found is not None else "Too few steps, or not from step 0, to compare with the curve."
+
+
+def curve_of(plan: Plan, data: str | None) -> Curve | None:
+    """Find the reference curve of a plan.
+
+    Args:
+        plan: The plan.
+        data: Digest of the data's fingerprint, or ``dummy``; None for any.
+
+    Returns:
+        The curve; None where there is none of this workload, shape, batch and schedule on these data.
+    """
+    wanted = (plan.workload.name, plan.model.num_layers, plan.total_steps, plan.tokens_per_step)
+    for curve in load_curves():
+        told = (curve.workload, curve.num_layers, curve.total_steps, curve.tokens_per_step)
+        if told == wanted and data in (None, curve.data):
+            return curve
+    return None
+
+
+def losses_of(steps: pd.DataFrame) -> Matrix | None:
+    """The loss of a run as a curve holds it.
+
+    Args:
+        steps: Its steps.
+
+    Returns:
+        Loss over all data-parallel ranks by step from 0, as far as no step is missing; None where step 0 is.
+    """
+    name = "loss_from_metric" if "loss_from_metric" in steps else "loss"
+    whole = steps["step"].to_numpy() == np.arange(len(steps))
+    count = len(whole) if whole.all() else int(np.argmin(whole))
+    return np.asarray(steps[name].to_numpy()[:count], dtype=np.float64) if count else None
+
+
+def _chained(files: Evidence, attempts: Sequence[Attempt]) -> Finding:
+    with files.open(evidence.JOURNAL) as stream:
+        entries = journal.parse(stream.read(journal.MAX_JOURNAL_BYTES + 1)).entries
+    return run_checks.attempts([evidence.attempt_digest(each.files) for each in attempts[:-1]], entries)
+
+
+def analyse_attempts(attempts: Sequence[Attempt], plan: Plan, limits: Limits) -> tuple[str, RunAnalysis]:
+    """Find in each attempt the log that carries the training metrics, and analyse them as one run.
+
+    Args:
+        attempts: The attempts, the oldest first.
         plan: What the run should have done.
-        logs: Names of the rank logs.
         limits: What the figures are held against, besides the plan.
 
     Returns:
-        The log's name and its analysis, with the exceptions of all the other ranks' logs in it.
+        The last attempt's log and the analysis, with the exceptions of all its other ranks' logs in it.
 
     Raises:
-        EvidenceError: No log, or more than one, shows training steps; or one shows several runs.
+        EvidenceError: No log of the last attempt, or more than one of any, shows steps; or they are no one run.
     """
-    parsed = {}
-    for name in logs:
-        with files.open(name) as stream:
-            parsed[name] = parse_log(stream)
-    speaking = [name for name, runs in parsed.items() if any(len(run.steps) for run in runs)]
-    if len(speaking) > 1:
-        raise EvidenceError(f"The training metrics stand in {len(speaking)} logs: {', '.join(speaking)}; expected one.")
+    speaking = []
+    for each in attempts:
+        names = [name for name, runs in each.logs.items() if any(len(run.steps) for run in runs)]
+        if len(names) > 1:
+            raise EvidenceError(f"The training metrics stand in {len(names)} logs: {', '.join(names)}; expected one.")
+        speaking.append(names[0] if names else "")
+    last = attempts[-1]
     # Without any step the first rank's log still tells which exception came first.
-    chosen = speaking[0] if speaking else next((name for name in logs if parsed[name]), "")
-    others = [event for name, runs in parsed.items() if name != chosen for run in runs for event in run.exceptions]
-    runs = analyze_logs(parsed.get(chosen, []), plan=plan, limits=limits, others=others)
-    if len(runs) != 1 or not speaking:
+    chosen = speaking[-1] or next((name for name, runs in last.logs.items() if runs), "")
+    segments = [run for each, name in zip(attempts, speaking, strict=True) for run in each.logs.get(name, ())]
+    if not speaking[-1]:
+        segments = list(last.logs.get(chosen, ()))
+    others = [event for name, runs in last.logs.items() if name != chosen for run in runs for event in run.exceptions]
+    runs = analyze_logs(segments, plan=plan, limits=limits, others=others)
+    if len(runs) != 1 or not speaking[-1]:
         told = next((f.message for run in runs for f in run.findings if f.result is not Result.PASS), "")
-        found = f"{len(runs)} runs stand in {chosen}; expected one." if speaking else "No log shows a training step."
+        found = (
+            f"{len(runs)} runs stand in {chosen}; expected one." if speaking[-1] else "No log shows a training step."
+        )
         raise EvidenceError(f"{found} {told}".strip(), f"Read the end of {chosen or 'logs/node0/agent.log'}.")
     return chosen, runs[0]

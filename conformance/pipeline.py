@@ -14,27 +14,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from conformance import evidence, journal
 from conformance.checks.finding import Finding, Result, Verdict
+from conformance.data import fingerprint, train_folder
 from conformance.errors import EvidenceError, LaunchError
 from conformance.evidence import Request, RunDirectory
-from conformance.internevo.config import render_config
+from conformance.internevo.config import CHECKPOINT_FOLDER, DATA_FOLDER, render_config
 from conformance.internevo.patchfile import PatchFile, apply_patch_files
 from conformance.internevo.source import Source, find_source, require_pinned
 from conformance.internevo.worker import SETTINGS, Settings
-from conformance.judgement import Judgement, judge, plan_of
+from conformance.judgement import Judgement, curve_of, judge, plan_of
 from conformance.launch import telemetry, torchrun
 from conformance.launch.advice import memory_advice
-from conformance.launch.detect import Detector, NodeView, Step, limits_for
+from conformance.launch.detect import Detector, limits_for
 from conformance.launch.follow import TOKEN, follow
 from conformance.launch.launcher import Place, agents, find_place
 from conformance.launch.node import Launch
-from conformance.launch.supervise import Ending, supervise
+from conformance.launch.supervise import Display, Ending, supervise
 from conformance.launch.team import Host, Member
 from conformance.plan import Plan
+from conformance.redaction import redact_run
 from conformance.report.build import write_report
+from conformance.watch import Watch, complete_checkpoints, disk_bytes
 
 # A performance run leaves some MiB of logs; far less than this free is a disk that will be full before the end.
 MIN_FREE_BYTES = 256 << 20
@@ -55,6 +58,10 @@ class Site:
         launcher: torchrun, slurm or local; None to tell from the environment.
         node_rank: Index of this node; None to tell from the environment.
         master_addr: Address of node 0; None to tell from the environment.
+        data: Folder of prepared data; None where the workload trains on none, or the resumed run's.
+        resume: Run directory of the attempt to go on from; None to begin at step 0.
+        until_target: Whether to stop once the loss is below the target and has stayed there.
+        challenge: The lab's signed challenge that the run's seed answers; None where it answers none.
     """
 
     device: str
@@ -67,6 +74,10 @@ class Site:
     launcher: str | None = None
     node_rank: int | None = None
     master_addr: str | None = None
+    data: Path | None = None
+    resume: Path | None = None
+    until_target: bool = False
+    challenge: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -90,16 +101,6 @@ class Outcome:
     key_id: str
     self_issued: bool
     judged_on: str = ""
-
-
-class Display(Protocol):
-    """What shows a run while it goes on."""
-
-    def step(self, step: Step) -> None:
-        """Show a step."""
-
-    def nodes(self, views: Mapping[int, NodeView]) -> None:
-        """Show the state of the nodes."""
 
 
 def run_workload(request: Request, site: Site, watch: Callable[[Plan], Display]) -> Outcome:
@@ -128,11 +129,21 @@ def run_workload(request: Request, site: Site, watch: Callable[[Plan], Display])
         torchrun.require_free_port(place.port)
     run = evidence.create_run_directory(site.run_dir or _new_run_name(site.reports, request.workload))
     try:
-        _require_space(run)
+        _require_space(run, plan)
         display = watch(plan)
+        if plan.workload.kind == "accuracy":
+            interrupt_at = plan.workload.interrupt_at if site.resume is None else None
+            display = Watch(
+                plan,
+                run,
+                display,
+                until_target=site.until_target,
+                curve=curve_of(plan, None),
+                interrupt_at=interrupt_at,
+            )
         patched = _prepare(request, plan, source, site, run)
         with agents(place, run) as agents_failed:
-            team = _gather(request, plan, source, site, place, run, agents_failed)
+            team = _gather(request, plan, source, site, place, run, agents_failed, display)
             ending = _train(request, plan, patched, site, place, run, team, display)
             judgement = judge(RunDirectory(run))
             report_id, key_id, self_issued = write_report(run, judgement, site.signing_key)
@@ -164,9 +175,31 @@ def _prepare(
     evidence.write_json(run, evidence.REQUEST, request.to_json())
     evidence.write_json(run, evidence.PLAN, plan.to_json())
     (run / evidence.CONFIG).write_text(render_config(plan), encoding="utf-8")
+    if site.challenge is not None:
+        (run / evidence.CHALLENGE).write_bytes(site.challenge)
     source, changes = _patched(source, site.patches, run)
     _settings(source, site).write(run)
+    if plan.workload.data != "dummy":
+        _link_training_state(run, site, plan)
     return source, changes
+
+
+def _link_training_state(run: Path, site: Site, plan: Plan) -> None:
+    """Show InternEvo, in the folder that it runs in, the data and the checkpoints to go on from; record the data."""
+    data, earlier = site.data, site.resume
+    if earlier is not None:
+        data = data or (earlier / "work" / DATA_FOLDER).resolve().parent
+        checkpoints = (earlier / "work" / CHECKPOINT_FOLDER).resolve()
+        complete = [step for step, _ in complete_checkpoints(checkpoints)]
+        if not complete or complete[-1] >= plan.total_steps:
+            found = f"its newest is of step {complete[-1]}, the last" if complete else "none is complete"
+            raise LaunchError(f"{earlier} has no checkpoint to go on from: {found}.", "Begin anew, without --resume.")
+        evidence.take_over(earlier, run)
+        (run / "work" / CHECKPOINT_FOLDER).symlink_to(checkpoints)
+    if data is None:
+        raise LaunchError("This workload trains on real data.", "Name a folder of prepared data with --data.")
+    evidence.write_json(run, evidence.DATA, fingerprint(data).to_json())
+    (run / "work" / DATA_FOLDER).symlink_to(train_folder(data).resolve())
 
 
 def _settings(source: Source, site: Site) -> Settings:
@@ -179,7 +212,14 @@ def _asked(request: Request, source: Source) -> dict[str, Any]:
 
 
 def _gather(
-    request: Request, plan: Plan, source: Source, site: Site, place: Place, run: Path, agents_failed: Callable[[], str]
+    request: Request,
+    plan: Plan,
+    source: Source,
+    site: Site,
+    place: Place,
+    run: Path,
+    agents_failed: Callable[[], str],
+    display: Display,
 ) -> _Team | None:
     """Wait for the other nodes and give them the job."""
     if place.nodes == 1:
@@ -207,7 +247,7 @@ def _gather(
         }
 
     host = Host(place.port + 1, range(place.launcher != "slurm", place.nodes), run)
-    host.gather(_asked(request, source), job, agents_failed)
+    host.gather(_asked(request, source), job, agents_failed, display.waiting)
     return _Team(host, address, told)
 
 
@@ -216,6 +256,12 @@ def _follow(request: Request, plan: Plan, source: Source, site: Site, place: Pla
     member = Member(place.address, place.port + 1, place.node_rank, _asked(request, source))
 
     def settings(run: Path) -> Settings:
+        if plan.workload.checkpoint_every is not None:
+            raise LaunchError(
+                f"{run} is not node 0's run directory: what node 0 writes is not seen here, and a run that is to be "
+                "resumed needs its checkpoints on all nodes.",
+                "Name a --reports folder on a file system that all nodes share.",
+            )
         return _settings(_patched(source, site.patches, run)[0], site)
 
     run, told, interrupted = follow(member, site.run_dir, site.reports, settings)
@@ -274,14 +320,15 @@ def _train(
     attempts = site.reports / evidence.JOURNAL
     files = RunDirectory(run)
     plan_digest = evidence.digests(files)[evidence.PLAN]
-    journal.append(attempts, "started", run.name, workload=request.workload, plan=plan_digest)
+    resumes = {} if site.resume is None else {"resumes": site.resume.resolve().name}
+    journal.append(attempts, "started", run.name, workload=request.workload, plan=plan_digest, **resumes)
     outcome, ending = "failed", None
     try:
         # Under Slurm every rank is started by srun, on this node too.
         launch = None if place.launcher == "slurm" and team else Launch(command, variables, run, 0)
         sampling = telemetry.sampled(site.device, run, 0) if launch else contextlib.nullcontext()
         with sampling:
-            ending = supervise(run, launch, _detector(plan), display.step, team.host if team else None, display.nodes)
+            ending = supervise(run, launch, _detector(plan), display, team.host if team else None)
         outcome = "interrupted" if ending.interrupted else "ended" if ending.fault is None else "stopped"
     finally:
         # Also when starting failed: an attempt that left no entry would be an attempt hidden.
@@ -289,7 +336,10 @@ def _train(
         evidence.write_json(run, evidence.RUN, record)
         if ending is not None:
             faults = [] if ending.fault is None else [ending.fault.to_json()]
-            evidence.write_json(run, evidence.FAULTS, {"limits": asdict(limits_for(plan)), "faults": faults})
+            notices = [notice.to_json() for notice in ending.notices]
+            seen = {"limits": asdict(limits_for(plan)), "faults": faults, "notices": notices}
+            evidence.write_json(run, evidence.FAULTS, seen)
+        redact_run(run)
         journal.append(attempts, "ended", run.name, outcome=outcome, evidence=evidence.attempt_digest(files))
         shutil.copyfile(attempts, run / evidence.JOURNAL)
     return ending
@@ -324,11 +374,12 @@ def _new_run_name(reports: Path, workload: str) -> Path:
     return reports / f"{stamp}-{workload}"
 
 
-def _require_space(run: Path) -> None:
-    free = shutil.disk_usage(run).free
-    if free < MIN_FREE_BYTES:
+def _require_space(run: Path, plan: Plan) -> None:
+    free, needed = shutil.disk_usage(run).free, MIN_FREE_BYTES + disk_bytes(plan)
+    if free < needed:
         raise LaunchError(
-            f"The disk that holds {run} has {free >> 20} MiB free; a run needs at least {MIN_FREE_BYTES >> 20} MiB.",
+            f"The disk that holds {run} has {free >> 20} MiB free; this run needs {needed >> 20} MiB, "
+            f"{disk_bytes(plan) >> 20} MiB of it for checkpoints.",
             "Free space or choose another --run-dir.",
         )
 

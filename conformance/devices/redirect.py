@@ -24,6 +24,7 @@ def redirect(target: str, answers: Answers, backend: str) -> None:
 
     _redirect_tensors(target)
     _redirect_autocast(target)
+    _redirect_loading(target)
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)
     for kind in ("Float", "Int", "Half", "BFloat16", "Double"):
@@ -80,6 +81,9 @@ def _redirect_tensors(target: str) -> None:
                 return args[0].to(move("cuda" if named is None else named))
             if func is torch.Tensor.pin_memory:
                 return args[0]
+            if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+                # InternEvo sorts gradients into buckets by this name, and reduces none of a type that it does not know.
+                return f"torch.cuda.{func(*args).rsplit('.', 1)[1]}"
             if func is torch.Tensor.to and len(args) > 1:
                 args = (args[0], move(args[1]), *args[2:])
             if "device" in kwargs:
@@ -99,6 +103,20 @@ def _redirect_autocast(target: str) -> None:
         begin(self, target if device_type == "cuda" else device_type, *args, **kwargs)
 
     torch.autocast.__init__ = init
+
+
+def _redirect_loading(target: str) -> None:
+    """A checkpoint's tensors go to the target where the program names a CUDA device; names are all that it knows."""
+    import torch
+
+    load, move = torch.load, moved_to(target)
+
+    def load_to_target(f: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(map_location, (str, torch.device)):
+            map_location = move(map_location)
+        return load(f, map_location, *args, **kwargs)
+
+    torch.load = load_to_target
 
 
 def _tensor_constructor(dtype: Any) -> Any:

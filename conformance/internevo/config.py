@@ -12,6 +12,8 @@ from conformance.spec.model import Optimizer
 DATA_FOLDER = "data"
 CHECKPOINT_FOLDER = "checkpoints"
 STOP_FILE = "stop"
+# Shorter documents are dropped by InternEvo's loader.
+MIN_DOCUMENT_TOKENS = 50
 
 _NOTES = {
     "data.micro_num": "micro batches in a step",
@@ -81,7 +83,7 @@ def _data_values(plan: Plan) -> dict[str, Any]:
         "train_folder": None if trains_on_dummy else DATA_FOLDER,
         "total_steps": plan.total_steps,
         "pack_sample_into_one": False,
-        "min_length": 50,
+        "min_length": MIN_DOCUMENT_TOKENS,
         "skip_batches": "",
         "rampup_batch_size": "",
         "valid_folder": None,

@@ -69,6 +69,24 @@ def _supply_moe_placeholders() -> None:
         sys.modules[name] = module
 
 
+def _load_own_checkpoints() -> None:
+    import torch
+
+    load = torch.load
+
+    @wraps(load)
+    def load_whole(*args: Any, **kwargs: Any) -> Any:
+        return load(*args, **{"weights_only": False, **kwargs})
+
+    torch.load = load_whole
+
+
+def _loads_weights_only() -> bool:
+    import torch
+
+    return tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 6)
+
+
 def _reset_exhausted_sampler() -> None:
     training: Any = importlib.import_module("internlm.train.training_internlm")
     package: Any = importlib.import_module("internlm.train")
@@ -86,7 +104,9 @@ def _reset_exhausted_sampler() -> None:
                 return next(self.batches)
             except StopIteration:
                 self.sampler.batch_count = 0
-                self.sampler.num_consumed_samples_in_epoch = 0
+                # This counts from 0 again, and shuffles as the loader's own sampler does at the end of a pass: the copy
+                # goes into the checkpoints, and one that kept the first pass's order would resume in that.
+                self.sampler.get_indices()
                 raise
 
     @wraps(load_new_batch)
@@ -106,7 +126,7 @@ def _is_wheel_without_moe() -> bool:
     return not any(importlib.machinery.PathFinder.find_spec("internlm.moe", [root]) for root in roots)
 
 
-# Applied in this order; the first two before internlm is imported, the last after.
+# Applied in this order; the last one imports internlm, the others come before that.
 PATCHES = (
     Patch(
         "ipv4-brackets",
@@ -123,8 +143,16 @@ PATCHES = (
         _supply_moe_placeholders,
     ),
     Patch(
+        "torch-load",
+        "torch 2.6 and later load nothing but tensors unless told to; InternEvo's checkpoints hold the sampler's state",
+        "every version, with torch 2.6 or later",
+        _loads_weights_only,
+        _load_own_checkpoints,
+    ),
+    Patch(
         "issue-77",
-        "training stops with StopIteration when the data end within total_steps (InternLM/InternEvo#77, PR 102)",
+        "training stops with StopIteration when the data end within total_steps (InternLM/InternEvo#77, PR 102), and a "
+        "checkpoint of a later pass resumes in the first pass's order of the data",
         "both reference tags and 0.2.2",
         lambda: True,
         _reset_exhausted_sampler,

@@ -14,6 +14,7 @@ import runpy
 import signal
 import socket
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -104,6 +105,7 @@ def _record(
         "rank": rank,
         "host": socket.gethostname(),
         "device": device,
+        "utc_offset_seconds": time.localtime().tm_gmtoff,  # InternEvo's log has local times
         "python": platform.python_version(),
         "kernel": platform.release(),
         "packages": versions,

@@ -79,6 +79,8 @@ def read_workload(path: Path) -> Workload:
             "reference": Reference(**document["reference"]),
             "loss_target": document.get("loss_target"),
             "checkpoint_every": document.get("checkpoint_every"),
+            "interrupt_at": document.get("interrupt_at"),
+            "data_digest": document.get("data_digest"),
             "full_layers": document.get("full_layers"),
             "free": tuple(document["free"]),
             "readings": tuple(Reading(**reading) for reading in document.get("readings", ())),

@@ -162,6 +162,8 @@ class Workload:
         data: ``dummy``, or the name of the data set.
         loss_target: The training loss must be below it; None where no loss is demanded.
         checkpoint_every: Steps between checkpoints of the training state; None where none are written.
+        interrupt_at: Step after which a rehearsal is interrupted on purpose, to be resumed; None for none.
+        data_digest: Digest that the data's fingerprint must have; None where a lab's policy names it.
         full_layers: Layers of the shape that a slice is cut from, the most it may have; None where it is no slice.
         free: What an override may change beyond the freedoms that every workload has.
         readings: Readings of the contradictions that touch this workload.
@@ -182,6 +184,8 @@ class Workload:
     data: str
     loss_target: float | None
     checkpoint_every: int | None
+    interrupt_at: int | None
+    data_digest: str | None
     full_layers: int | None
     free: tuple[str, ...]
     readings: tuple[Reading, ...]
@@ -216,7 +220,7 @@ class CheckSpec:
     Args:
         id: Id that findings carry.
         title: What holds when it passes.
-        severity: ``required`` or ``advisory``.
+        severity: ``required``, ``when_known`` or ``advisory``, as spec/checks.toml explains.
         owner: Who acts on a result that is not PASS: ``vendor``, ``site`` or ``suite``.
         remedy: What they do.
         applies: The suites that it belongs to: ``perf``, ``accuracy``, ``preflight``.

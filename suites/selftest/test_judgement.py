@@ -1,7 +1,6 @@
 """Judging a real run's evidence, and the same evidence with one fault in it."""
 
 import json
-import re
 
 import pytest
 
@@ -9,6 +8,7 @@ from conformance.checks.finding import Finding, Result, Verdict, verdict
 from conformance.errors import ConformanceError
 from conformance.evidence import RunDirectory
 from conformance.judgement import judge
+from conformance.selftest.run import FAULTS, RUN
 from conformance.spec import load_checks
 
 
@@ -23,14 +23,6 @@ def edit_json(path, change):
     path.write_text(json.dumps(value))
 
 
-def edit_log(run, pattern, replacement):
-    log = run / "logs" / "node0" / "rank0.log"
-    text = log.read_text()
-    changed = re.sub(pattern, replacement, text, count=1)
-    assert changed != text
-    log.write_text(changed)
-
-
 def test_a_real_rehearsal_passes_and_certifies_nothing(run):
     result, found = results(run)
     assert result is Verdict.REHEARSAL
@@ -40,37 +32,29 @@ def test_a_real_rehearsal_passes_and_certifies_nothing(run):
     assert required <= set(found)
 
 
-def drop(path):
-    return lambda run: (run / path).unlink()
+def test_findings_from_the_log_name_it(run):
+    _, found = results(run)
+    assert {f.evidence for f in found.values() if f.check.startswith("log-")} == {"logs/node0/rank0.log"}
 
 
-FAULTS = {
-    "run-ended": lambda run: edit_json(run / "environment/run.json", lambda r: r.update(outcome="interrupted")),
-    "run-ranks": drop("environment/rank1.json"),
-    "run-config": lambda run: (run / "configs/internevo.py").write_text(
-        (run / "configs/internevo.py").read_text().replace("lr=0.0001", "lr=0.0002").replace("'lr': 0.0001", "'lr': 1")
-        + "# edited\n"
-    ),
-    "source-pinned": lambda run: edit_json(
-        run / "environment/run.json", lambda r: r["internevo"].update(pristine=False)
-    ),
-    "patches-declared": lambda run: edit_json(
-        run / "environment/rank0.json", lambda r: r["patches"].append({"id": "faster", "sha256": "0" * 64})
-    ),
-    "run-uniform": lambda run: edit_json(run / "environment/rank1.json", lambda r: r["device"].update(model="Other")),
-    "run-steps": drop("logs/node0/rank0.log"),
-    "run-complete": lambda run: edit_log(run, r"(?m)^.* step=19 .*\n", ""),
-    "log-flops": lambda run: edit_log(run, r"tflops=0\.0", "tflops=0.1"),
-}
+@pytest.mark.parametrize(("ceiling", "result"), [(1.0, "REHEARSAL"), (1e-6, "NOT_CONFORMANT"), (None, "REHEARSAL")])
+def test_more_flops_than_the_device_can_do_decide_where_that_is_known(run, monkeypatch, ceiling, result):
+    monkeypatch.setattr("conformance.judgement.known_ceiling", lambda device: ceiling)
+    verdict_given, found = results(run)
+    assert verdict_given.value == result
+    expected = Result.SKIP if ceiling is None else Result.PASS if ceiling == 1.0 else Result.FAIL
+    assert found["log-utilisation"].result is expected
 
 
-@pytest.mark.parametrize("check", FAULTS)
-def test_a_fault_turns_its_check_red(run, check):
-    FAULTS[check](run)
+@pytest.mark.parametrize(
+    "fault", [f for f in FAULTS if f.bench is RUN], ids=lambda fault: f"{fault.check}: {fault.name}"
+)
+def test_a_fault_decides_the_verdict_unless_its_check_is_advisory(run, fault):
+    fault.inject(run)
     result, found = results(run)
-    assert found[check].result is Result.FAIL
-    assert found[check].message
-    assert result is Verdict.NOT_CONFORMANT
+    assert found[fault.check].message
+    advisory = load_checks()[fault.check].severity == "advisory"
+    assert result is (Verdict.REHEARSAL if advisory else Verdict.NOT_CONFORMANT)
 
 
 def test_an_unruled_patch_file_leaves_the_verdict_open(run):

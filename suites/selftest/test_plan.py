@@ -156,6 +156,8 @@ def test_a_slice_may_have_other_layers_and_steps() -> None:
     made = plan("slice-7b-perf", 1, "num_layers=28", "total_steps=100", "micro_bsz=1", "micro_num=8", per_node=1)
     assert (made.model.num_layers, made.total_steps) == (28, 100)
     assert "28 layers in place of 24" in made.disclosures
+    fewer = make_plan(load_workload("slice-7b-perf"), Topology(1, 1), {"num_layers": 6, "total_steps": 12}).disclosures
+    assert {"6 layers in place of 24", "12 steps in place of 20"} <= set(fewer)
     assert "100 steps in place of 20" in made.disclosures
 
 

@@ -126,6 +126,50 @@ def test_without_the_patch_training_stops_and_still_exits_with_0(tmp_path):
     assert result.returncode == 0
 
 
+# Three batches into the second pass, a sampler that is loaded from the checkpoint goes on as the loader does.
+SECOND_PASS = """
+import sys
+from types import SimpleNamespace
+from conformance.devices.cpu import CpuDevice
+from conformance.internevo import patches
+from conformance.kernels import install
+
+CpuDevice().activate()
+install()
+sys.path[:0] = sys.argv[1:]
+patches.apply_patches()
+from internlm.data.batch_sampler import StaticBatchSampler
+from internlm.train import load_new_batch
+
+def sampler():
+    return StaticBatchSampler([range(40)], batch_size=4, rampup_batch_size="", micro_bsz=1, seed=1024)
+
+class Loader(list):
+    def __iter__(self):
+        return (({}, batch.tolist()) for batch in loaders)
+
+loaders = sampler()
+copied = loaders.copy()
+state = SimpleNamespace(batch_sampler=copied, batch_sampler_iter=iter(copied), num_consumed_samples_in_epoch=0)
+batches, seen = iter(Loader()), []
+for _ in range(20):
+    batch, batches = load_new_batch(train_dl=Loader(), train_iter=batches, train_state=state)
+    seen.append(batch[1])
+    if len(seen) == 13:
+        saved = copied.state_dict()
+assert seen[:10] != seen[10:] and sorted(sum(seen[:10], [])) == sorted(sum(seen[10:], [])) == list(range(40))
+resumed = sampler()
+resumed.load_state_dict(saved)
+assert [batch.tolist() for batch in resumed] == seen[13:], "resumed in another order"
+"""
+
+
+def test_a_checkpoint_of_a_later_pass_resumes_in_its_order():
+    command = [sys.executable, "-c", SECOND_PASS, *filter(None, [CHECKOUT])]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr[-1000:]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     sys.version_info < (3, 11, 4), reason="Python accepts brackets around an IPv4 address before 3.11.4"
@@ -142,6 +186,33 @@ def test_without_the_patch_the_wheel_does_not_import(tmp_path):
     result = train(tmp_path, steps=1, without="wheel-moe")
     assert result.returncode != 0
     assert "internlm.moe" in result.stderr
+
+
+LOADING = """
+import sys, io, numpy, torch
+from conformance.devices.cpu import CpuDevice
+from conformance.internevo import patches
+
+CpuDevice().activate()
+if sys.argv[1]:
+    next(patch for patch in patches.PATCHES if patch.id == "torch-load").apply()
+file = io.BytesIO()
+torch.save({"indices": numpy.arange(3), "weight": torch.ones(2)}, file)
+file.seek(0)
+states = torch.load(file, map_location=torch.device("cuda:0"))
+assert states["weight"].device.type == "cpu" and states["indices"].tolist() == [0, 1, 2]
+"""
+
+
+@pytest.mark.parametrize("patched", ["yes", ""])
+def test_a_checkpoint_with_the_samplers_state_is_loaded_only_with_the_patch(patched):
+    import torch
+
+    command = [sys.executable, "-c", LOADING, patched]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    needed = next(patch for patch in PATCHES if patch.id == "torch-load").needed()
+    assert needed == (tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6))
+    assert (result.returncode == 0) == bool(patched or not needed), result.stderr[-1000:]
 
 
 def test_every_patch_is_declared_in_full():

@@ -113,13 +113,13 @@ FAULTS = {
     "unknown key": ('mark = "tiny"', 'mark = "tiny"\ncolour = "red"', "'colour' was unexpected"),
     "unknown key in a table": ("clip_grad_norm = 1.0", "clip_grad_norm = 1.0\nclip = 2", "optimizer: .*'clip'"),
     "missing key": ('kind = "accuracy"\n', "", "'kind' is a required property"),
-    "wrong type": ("num_layers = 4", 'num_layers = "4"', "model.num_layers: '4' is not of type 'integer'"),
-    "boolean for a number": ("num_layers = 4", "num_layers = true", "model.num_layers: True is not of type"),
-    "float for an integer": ("num_layers = 4", "num_layers = 4.0", "model.num_layers: 4.0 is not of type"),
-    "not a number": ("lr = 4e-5", "lr = nan", "optimizer.lr: nan is not of type 'number'"),
-    "infinite": ("lr = 4e-5", "lr = inf", "optimizer.lr: inf is not of type 'number'"),
+    "wrong type": ("num_layers = 2", 'num_layers = "4"', "model.num_layers: '4' is not of type 'integer'"),
+    "boolean for a number": ("num_layers = 2", "num_layers = true", "model.num_layers: True is not of type"),
+    "float for an integer": ("num_layers = 2", "num_layers = 4.0", "model.num_layers: 4.0 is not of type"),
+    "not a number": ("lr = 2e-3", "lr = nan", "optimizer.lr: nan is not of type 'number'"),
+    "infinite": ("lr = 2e-3", "lr = inf", "optimizer.lr: inf is not of type 'number'"),
     "zero": ("micro_num = 2", "micro_num = 0", "reference.micro_num: 0 is less than the minimum of 1"),
-    "negative": ("total_steps = 60", "total_steps = -1", "total_steps: -1 is less than the minimum"),
+    "negative": ("total_steps = 100", "total_steps = -1", "total_steps: -1 is less than the minimum"),
     "loss target of a dummy run": ('data = "rehearsal-corpus"', 'data = "dummy"', "data: 'dummy' should not be valid"),
     "no source": ('reference = "this suite', 'cards = "this suite', "no source for reference.cards"),
     "cards that do not divide": ("tensor = 1", "tensor = 4", "2 cards do not divide by tensor 4 x pipeline 1"),
@@ -145,7 +145,7 @@ def test_a_fault_is_named(tmp_path: Path, fault: str) -> None:
 
 
 def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
-    path = write(tmp_path, TOML.replace("num_layers = 4", "num_layers = 0").replace("lr = 4e-5", "lr = -1"))
+    path = write(tmp_path, TOML.replace("num_layers = 2", "num_layers = 0").replace("lr = 2e-3", "lr = -1"))
     with pytest.raises(SpecError, match=r"model.num_layers.*optimizer.lr"):
         read_workload(path)
 

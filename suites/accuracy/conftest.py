@@ -1,0 +1,26 @@
+"""The rehearsal's data: a small corpus of this project, prepared once and kept in the reports folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+CORPUS = Path(__file__).resolve().parents[2] / "fixtures" / "corpus"
+REHEARSAL = "tiny-accuracy"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    option = session.config.option
+    named = {item.callspec.params.get("outcome") for item in session.items if hasattr(item, "callspec")}
+    if named != {REHEARSAL} or option.data or option.resume or option.collectonly:
+        return
+    from conformance.data import prepare, rehearsal_tokenizer
+    from conformance.errors import ConformanceError
+
+    folder = option.reports / "rehearsal-corpus"
+    try:
+        prepare([CORPUS / "corpus.jsonl"], rehearsal_tokenizer(), folder)
+    except ConformanceError as error:
+        raise pytest.UsageError(str(error)) from error
+    option.data = folder

@@ -1,0 +1,76 @@
+"""The curve comparison: honest seeds pass, what trains differently does not."""
+
+import numpy as np
+import pytest
+
+from conformance.metrics.curve import BLOCK, compare
+from conformance.spec.curves import Curve
+
+STEPS = 100
+CURVE = 6 + 4.4 * np.exp(-np.arange(STEPS) / 15)
+
+
+def runs(count, seed, persistent=0.003, noise=0.01):
+    """Loss curves as seeds make them: each a little off for good, and noisy."""
+    rng = np.random.default_rng(seed)
+    return CURVE * (1 + rng.normal(0, persistent, (count, 1)) + rng.normal(0, noise, (count, STEPS)))
+
+
+def curve(losses):
+    seeds = tuple(range(len(losses)))
+    return Curve("tiny-accuracy", 2, STEPS, 1024, "dummy", seeds, tuple(map(tuple, losses.tolist())), "made up")
+
+
+def refused(found):
+    return found.relative_rms > found.bound or abs(found.max_deviation) > found.max_bound
+
+
+@pytest.mark.parametrize("count", [3, 5, 8])
+def test_honest_runs_are_rarely_refused(count):
+    """Two statistics at 99.5% each: about one of a hundred."""
+    refusals = [refused(compare(curve(runs(count, seed)), runs(1, 10_000 + seed))) for seed in range(400)]
+    assert np.mean(refusals) < 0.03
+
+
+def test_a_constant_offset_is_seen_as_often_as_it_says():
+    seen = []
+    for seed in range(300):
+        reference = curve(runs(5, seed))
+        offset = compare(reference, runs(1, seed)).detectable
+        seen.append(refused(compare(reference, runs(1, 10_000 + seed) * (1 + offset))))
+    assert np.mean(seen) > 0.85
+
+
+def test_more_runs_narrow_the_bound():
+    reference = curve(runs(5, 1))
+    assert compare(reference, runs(4, 2)).bound < compare(reference, runs(1, 2)).bound
+    assert compare(curve(runs(12, 1)), runs(1, 2)).bound < compare(curve(runs(3, 1)), runs(1, 2)).bound
+
+
+def test_where_it_leaves_the_curve_is_told():
+    run = runs(1, 3)
+    run[:, 60:] *= 1.1
+    found = compare(curve(runs(5, 1)), run)
+    assert found.leaves_at == 60
+    assert found.max_deviation > 0.08
+    assert refused(found)
+
+
+def test_an_undefined_loss_is_not_on_the_curve():
+    run = runs(1, 3)
+    run[0, 42] = np.nan
+    found = compare(curve(runs(5, 1)), run)
+    assert not found.relative_rms <= found.bound
+    assert found.leaves_at == 40
+
+
+def test_only_whole_blocks_that_both_have_are_compared():
+    assert compare(curve(runs(3, 1)), runs(1, 2)[:, : BLOCK - 1]) is None
+    assert compare(curve(runs(3, 1)), runs(1, 2)[:, : 3 * BLOCK + 4]).steps == 3 * BLOCK
+
+
+def test_points_enclose_what_seeds_do():
+    found = compare(curve(runs(5, 1)), runs(1, 2))
+    inside = [low <= loss <= high for (_, _, low, high), loss in zip(found.points, runs(1, 9)[0], strict=True)]
+    assert np.mean(inside) > 0.95
+    assert [point[0] for point in found.points] == list(range(STEPS))

@@ -1,0 +1,185 @@
+"""A real accuracy rehearsal, interrupted and resumed, and the same evidence with one fault in it."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from conformance import evidence, journal
+from conformance.checks.finding import Result, Verdict
+from conformance.evidence import RunDirectory, Segment, segments
+from conformance.internevo.config import render_config
+from conformance.internevo.patches import PATCHES
+from conformance.judgement import judge, plan_of
+
+FIXTURE = Path(__file__).resolve().parents[2] / "fixtures" / "tiny-accuracy-run"
+LOG, FIRST_LOG = "logs/node0/rank0.log", "logs/segment0/node0/rank0.log"
+
+
+def end_journal(run):
+    (run / evidence.JOURNAL).unlink(missing_ok=True)
+    files = RunDirectory(run)
+    for name, outcome, left in (("a", "interrupted", Segment(files, 0)), ("b", "ended", files)):
+        journal.append(run / evidence.JOURNAL, "started", name, workload="tiny-accuracy", plan="0" * 64)
+        digest = evidence.attempt_digest(left)
+        journal.append(run / evidence.JOURNAL, "ended", name, outcome=outcome, evidence=digest)
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(FIXTURE, run)
+    plan = plan_of(evidence.request_from_json(json.loads((run / evidence.REQUEST).read_text())))
+    evidence.write_json(run, evidence.PLAN, plan.to_json())
+    (run / evidence.CONFIG).write_text(render_config(plan))
+    for path in (run / "environment").rglob("rank*.json"):
+        record = json.loads(path.read_text())
+        for applied in record["patches"]:
+            applied["sha256"] = next(patch.digest for patch in PATCHES if patch.id == applied["id"])
+        path.write_text(json.dumps(record))
+    end_journal(run)
+    return run
+
+
+def results(run):
+    judgement = judge(RunDirectory(run))
+    return judgement, {f.check: f for f in judgement.findings}
+
+
+def test_both_attempts_are_one_run(run):
+    judgement, found = results(run)
+    assert {check: f.message for check, f in found.items() if f.result in (Result.FAIL, Result.ERROR)} == {}
+    assert judgement.verdict is Verdict.REHEARSAL
+    metrics = judgement.metrics
+    assert (metrics["segments"], metrics["steps_logged"], metrics["last_step"]) == (2, 100, 99)
+    assert "steps that were made twice came out the same" in found["log-overlap"].message
+    assert metrics["data"]["passes"] == pytest.approx(100 * 1024 / 40810)
+    assert len(judgement.losses) == 100
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
+
+
+def test_an_undefined_loss_still_gives_strict_json(run):
+    edit_log(LOG, r"(step=70 loss=)\d+\.\d+(.*loss_from_metric=)\d+\.\d+", r"\g<1>nan\g<2>nan")(run)
+    judgement, found = results(run)
+    assert found["curve-agrees"].result is Result.FAIL
+    json.dumps(judgement.metrics, allow_nan=False)
+
+
+def edit(name, change):
+    def inject(run):
+        path = run / name
+        value = json.loads(path.read_text())
+        change(value)
+        path.write_text(json.dumps(value))
+
+    return inject
+
+
+def edit_log(name, pattern, replacement, count=0):
+    def inject(run):
+        path = run / name
+        text = path.read_text()
+        changed = re.sub(pattern, replacement, text, count=count)
+        assert changed != text
+        path.write_text(changed)
+
+    return inject
+
+
+def repeat_shard(data):
+    data["shards"].append({**data["shards"][0], "name": "en/corpus-00001.bin"})
+
+
+def both(*injections):
+    return lambda run: [inject(run) for inject in injections]
+
+
+def remove_fingerprints(run):
+    (run / evidence.DATA).unlink()
+    (run / "environment/segment0/data.json").unlink()
+
+
+def copy_first_log(run):
+    shutil.copyfile(run / FIRST_LOG, run / LOG)
+
+
+JANUARY = {"started": "2026-01-01T00:00:00+00:00", "ended": "2026-01-02T00:00:00+00:00"}
+HIGHER = (r"( loss=)\d+\.\d+(.*loss_from_metric=)\d+\.\d+", r"\g<1>9.9\g<2>9.9")
+DUMMY = r"(?m)^.*Find `1` datasets.*\n"
+
+FAULTS = {
+    "dummy data": ("data-loaded", both(edit_log(LOG, DUMMY, ""), edit_log(FIRST_LOG, DUMMY, ""))),
+    "dummy data, types of its own": ("data-loaded", edit_log(LOG, "tokens/en=", "tokens/cn=")),
+    "no fingerprint": ("data-recorded", remove_fingerprints),
+    "a truncated set": ("data-loaded", edit_log(LOG, r"(Find `1` datasets, +)159", r"\g<1>120")),
+    "a repeated shard": (
+        "data-recorded",
+        both(edit("environment/data.json", repeat_shard), edit("environment/segment0/data.json", repeat_shard)),
+    ),
+    "other data after the resumption": (
+        "data-recorded",
+        edit("environment/data.json", lambda data: data.update(mode="field:text")),
+    ),
+    "a log of another day": (
+        "log-in-time",
+        edit("environment/run.json", lambda r: r.update(JANUARY)),
+    ),
+    "the first log once more": ("run-steps", copy_first_log),
+    "an overlap that disagrees": (
+        "log-overlap",
+        edit_log(LOG, r"(step=6[0-4] loss=)\d\.\d+(.*loss_from_metric=)\d\.\d+", r"\g<1>7.7\g<2>7.7"),
+    ),
+    "a higher loss": ("loss-target", both(*(edit_log(log, *HIGHER) for log in (LOG, FIRST_LOG)))),
+    "a changed InternEvo before the interruption": (
+        "source-pinned",
+        edit("environment/segment0/run.json", lambda r: r["internevo"].update(pristine=False)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_turns_its_check_red(run, fault):
+    check, inject = FAULTS[fault]
+    inject(run)
+    end_journal(run)
+    judgement, found = results(run)
+    assert found[check].result is Result.FAIL, found[check].message
+    assert judgement.verdict is Verdict.NOT_CONFORMANT
+
+
+def test_an_attempt_that_was_edited_is_not_the_journals(run):
+    log = run / FIRST_LOG
+    log.write_text(log.read_text() + "\n")
+    _, found = results(run)
+    assert found["run-attempts"].result is Result.FAIL
+    assert "segment0" in found["run-attempts"].message
+
+
+def test_an_attempt_without_an_end_could_not_be_quoted(run):
+    lines = (run / evidence.JOURNAL).read_text().splitlines()
+    (run / evidence.JOURNAL).unlink()
+    journal.append(run / evidence.JOURNAL, "started", "a", workload="tiny-accuracy", plan="0" * 64)
+    assert len(lines) == 4
+    assert results(run)[1]["run-attempts"].result is Result.PASS
+
+
+def test_a_resumed_run_without_its_first_log_is_no_whole_run(run):
+    for folder in ("logs", "environment"):
+        shutil.rmtree(run / folder / "segment0")
+    judgement, found = results(run)
+    assert found["log-overlap"].result is Result.ERROR
+    assert judgement.verdict is not Verdict.REHEARSAL
+
+
+def test_taking_over_twice_keeps_every_attempt(run, tmp_path):
+    third = evidence.create_run_directory(tmp_path / "third")
+    shutil.copytree(run / "configs", third / "configs", dirs_exist_ok=True)
+    evidence.take_over(run, third)
+    files = RunDirectory(third)
+    first, second = segments(files)
+    assert evidence.attempt_digest(first) == evidence.attempt_digest(Segment(RunDirectory(run), 0))
+    assert evidence.attempt_digest(second) == evidence.attempt_digest(RunDirectory(run))
+    with second.open(LOG) as stream:
+        assert stream.read() == (run / LOG).read_bytes()
