@@ -54,3 +54,15 @@ class ArchiveError(ConformanceError):
 
 class JsonError(ConformanceError):
     """A JSON text breaks the strict rules, or a value cannot be written under them."""
+
+
+class PolicyError(ConformanceError):
+    """A lab's policy is malformed, or not signed by the lab."""
+
+
+class ChallengeError(ConformanceError):
+    """A challenge is malformed, expired, or meant for another vendor or workload."""
+
+
+class DataError(ConformanceError):
+    """Training data or its tokenizer is absent, broken, or not what it is said to be."""

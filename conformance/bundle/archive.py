@@ -25,6 +25,9 @@ from conformance.errors import ArchiveError
 from conformance.strictjson import quoted
 
 REPORT_NAME = "report.dsse.json"
+SUBMISSION_NAME = "submission.dsse.json"
+# What an archive begins with: the report of its one run, or the statement about several.
+FIRST_NAMES = (REPORT_NAME, SUBMISSION_NAME)
 
 # 1024 cards with two logs each, times three runs, and a few hundred small files.
 MAX_MEMBERS = 10_000
@@ -47,6 +50,7 @@ _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 
 _SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}"
 _NAME = re.compile(
+    r"submission\.dsse\.json|system\.json|"
     rf"(?:runs/{_SEGMENT}/)?"
     rf"(?:report\.dsse\.json|challenge\.dsse\.json|journal\.jsonl|configs/{_SEGMENT}"
     rf"|(?:logs|environment|patches)(?:/{_SEGMENT})+)"
@@ -54,7 +58,7 @@ _NAME = re.compile(
 _MAX_SEGMENTS = 6
 _ALLOWED = (
     "report.dsse.json, journal.jsonl, challenge.dsse.json, configs/NAME, logs/..., environment/..., patches/..., "
-    "and the same below runs/RUN/"
+    "the same below runs/RUN/, and submission.dsse.json with system.json"
 )
 
 _REPACK = "Send the file that `conformance bundle` wrote; one packed again by another tool is refused."
@@ -143,6 +147,19 @@ class BundleIndex:
     checkpoints: tuple[_Checkpoint, ...] = field(default=(), repr=False)
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A file inside a bundle, as content of another one.
+
+    Args:
+        index: The bundle that holds it.
+        name: Its name there.
+    """
+
+    index: BundleIndex
+    name: str
+
+
 class _Inflate(Protocol):
     """The part of zlib's decompressor, a type without a public name, that is used here."""
 
@@ -165,14 +182,15 @@ class _Checkpoint:
     inflate: _Inflate
 
 
-def write_bundle(path: Path, members: Mapping[str, Path | bytes]) -> BundleIndex:
+def write_bundle(path: Path, members: Mapping[str, Path | bytes | Packed]) -> BundleIndex:
     """Write a bundle whole or not at all; the same members give the same bytes.
 
     The archive is written beside ``path``, read back by the strict reader, and only then takes the name.
 
     Args:
         path: The archive, ``.tar`` or ``.tar.gz``; an existing file is replaced.
-        members: Content by name: a regular file, or bytes. ``report.dsse.json`` must be among them.
+        members: Content by name: a regular file, bytes, or a file of another bundle. ``report.dsse.json`` or, for
+            several runs, ``submission.dsse.json`` must be among them, and becomes the first file.
 
     Returns:
         The index of what was written, for comparing the digests with the signed ones.
@@ -182,8 +200,8 @@ def write_bundle(path: Path, members: Mapping[str, Path | bytes]) -> BundleIndex
     """
     if not path.name.endswith((".tar", ".tar.gz")):
         raise ArchiveError(f"The bundle's name {quoted(path.name)} must end in .tar or .tar.gz.")
-    if REPORT_NAME not in members:
-        raise ArchiveError(f"A bundle needs {REPORT_NAME} as its first file, and none was given.")
+    if len(set(FIRST_NAMES) & set(members)) != 1:
+        raise ArchiveError(f"A bundle needs {REPORT_NAME} or {SUBMISSION_NAME} as its first file, one of the two.")
     names = sorted(members, key=_order)
     _check_names(names)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
@@ -270,7 +288,7 @@ def read_member(index: BundleIndex, name: str, max_bytes: int) -> bytes:
 
 
 def _order(name: str) -> tuple[bool, str]:
-    return (name != REPORT_NAME, name)
+    return (name not in FIRST_NAMES, name)
 
 
 def _check_name(name: str) -> tuple[bytes, bytes]:
@@ -372,12 +390,10 @@ def _parse_header(block: bytes, at: int) -> tuple[str, int]:
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
-def _write_members(out: IO[bytes] | GzipFile, names: list[str], members: Mapping[str, Path | bytes]) -> None:
+def _write_members(out: IO[bytes] | GzipFile, names: list[str], members: Mapping[str, Path | bytes | Packed]) -> None:
     for name in names:
-        content = members[name]
-        source = io.BytesIO(content) if isinstance(content, bytes) else _open_source(content)
+        source, size = _open_content(members[name])
         with source:
-            size = len(content) if isinstance(content, bytes) else os.fstat(source.fileno()).st_size
             if size > MAX_MEMBER_BYTES:
                 raise ArchiveError(f"The file for {quoted(name)} has {size} bytes, at most {MAX_MEMBER_BYTES} fit.")
             out.write(_header(name, size))
@@ -389,6 +405,16 @@ def _write_members(out: IO[bytes] | GzipFile, names: list[str], members: Mapping
                 raise ArchiveError(f"The file for {quoted(name)} changed its size while it was packed.")
         out.write(bytes(-size % _BLOCK))
     out.write(bytes(2 * _BLOCK))
+
+
+def _open_content(content: Path | bytes | Packed) -> tuple[BinaryIO, int]:
+    """The content as a stream, and its size."""
+    if isinstance(content, bytes):
+        return io.BytesIO(content), len(content)
+    if isinstance(content, Packed):
+        return open_member(content.index, content.name), content.index.members[content.name].size
+    source = _open_source(content)
+    return source, os.fstat(source.fileno()).st_size
 
 
 def _open_source(path: Path) -> BinaryIO:
@@ -533,8 +559,9 @@ def _scan(stream: io.BufferedReader, limits: Limits) -> Iterator[Member]:
             break
         name, size = _parse_header(bytes(block), offset)
         _claim(seen, name)
-        if (name != REPORT_NAME) if not last else (_order(name) <= _order(last)):
-            wanted = f"a name after {quoted(last)}" if last else REPORT_NAME
+        # Of the two first names no archive has both: the second of them would be out of order.
+        if (name not in FIRST_NAMES) if not last else (name in FIRST_NAMES or _order(name) <= _order(last)):
+            wanted = f"a name after {quoted(last)}" if last else f"{REPORT_NAME} or {SUBMISSION_NAME}"
             raise ArchiveError(f"The file {quoted(name)} is out of order: expected {wanted}.")
         count, offset, last = count + 1, offset + _BLOCK, name
         _check_limits(count, name, size, offset, limits)
@@ -551,7 +578,7 @@ def _scan(stream: io.BufferedReader, limits: Limits) -> Iterator[Member]:
         yield Member(name, size, digest.hexdigest(), offset)
         offset += size + len(padding)
     if not last:
-        raise ArchiveError(f"The archive is empty: expected {REPORT_NAME} as its first file.")
+        raise ArchiveError(f"The archive is empty: expected {REPORT_NAME} or {SUBMISSION_NAME} as its first file.")
     _fill(stream, block)
     if any(block) or _read_into(stream, block):
         raise ArchiveError("The archive is refused: bytes follow its end mark of two zero blocks.", _REPACK)

@@ -1,30 +1,37 @@
-"""Verifying a bundle: nothing in it is trusted, executed or extracted, and every figure is computed again."""
+"""Verifying a bundle: nothing in it is trusted, executed or extracted, and every figure is computed again.
+
+Here the archive is read and its facts are gathered; what they are worth, :mod:`conformance.bundle.trust` judges.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from conformance import __version__, evidence, journal
-from conformance.bundle import archive
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from conformance import evidence, journal
+from conformance.bundle import archive, submission
 from conformance.bundle.archive import BundleIndex
-from conformance.checks.finding import Verdict
-from conformance.errors import ArchiveError, ConformanceError, EvidenceError, SignatureError
-from conformance.judgement import judge
+from conformance.bundle.facts import Answer, BundleFacts, RunFacts
+from conformance.bundle.trust import QUESTIONS, Bench, judge_trust
+from conformance.checks.finding import Finding, Verdict
+from conformance.errors import ArchiveError, ConformanceError, SignatureError
+from conformance.judgement import Judgement, judge
 from conformance.report import dsse, keys, statement
-from conformance.report.build import build_predicate, suite_digest
+from conformance.report.build import build_predicate, finding_json
 from conformance.report.statement import Statement
 
 # Two machines may differ in the last bits of a logarithm or a sum; a forgery that small changes no verdict.
 RELATIVE_TOLERANCE = 1e-9
 
 MAX_PUBLIC_KEY_BYTES = 4096
-
-RECOMPUTED = "Do the raw logs give the claimed figures?"
-OTHER_SUITE = "Verify with the suite that made the report."
+# A report that differs in more places is another report.
+MAX_DIFFERENCES = 20
 
 
 @dataclass(frozen=True)
@@ -33,17 +40,19 @@ class BundleEvidence:
 
     Args:
         index: The bundle's index.
+        prefix: Where the run lies in it: "runs/NAME/", or empty.
     """
 
     index: BundleIndex
+    prefix: str = ""
 
     def names(self) -> tuple[str, ...]:
         """Every file but the report.
 
         Returns:
-            Names, sorted.
+            Names relative to the run, sorted.
         """
-        return tuple(sorted(name for name in self.index.members if name != evidence.REPORT))
+        return tuple(sorted(self.digests()))
 
     def open(self, name: str) -> BinaryIO:
         """Open a file as a stream.
@@ -54,24 +63,59 @@ class BundleEvidence:
         Returns:
             The stream.
         """
-        return archive.open_member(self.index, name)
+        return archive.open_member(self.index, self.prefix + name)
+
+    def digests(self) -> dict[str, str]:
+        """What the one pass over the archive found; no file is hashed for it.
+
+        Returns:
+            sha256, hex, by name.
+        """
+        found = {
+            name.removeprefix(self.prefix): member.sha256
+            for name, member in self.index.members.items()
+            if name.startswith(self.prefix)
+        }
+        found.pop(evidence.REPORT, None)
+        return found
+
+    def small(self, name: str, max_bytes: int = evidence.MAX_JSON_BYTES) -> bytes | None:
+        """Read a small file whole.
+
+        Args:
+            name: Its name.
+            max_bytes: Largest accepted size in bytes.
+
+        Returns:
+            Its content; None where there is no such file.
+        """
+        if self.prefix + name not in self.index.members:
+            return None
+        return archive.read_member(self.index, self.prefix + name, max_bytes)
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The answer to one of the verifier's questions.
+class VerifiedRun:
+    """One run of a verified bundle.
 
     Args:
-        id: Name of the question.
-        question: The question, in words.
-        answer: "yes", "no" or "open".
-        message: One sentence on why.
+        name: Its name in a submission; empty where the bundle is of one run.
+        report_id: sha256 of its report's payload.
+        predicate: The report's content, as claimed.
+        rebuilt: The same as its evidence gives it, with findings and verdict as the policy leaves them; empty where
+            the evidence is too broken to judge.
+        findings: What was found here, as the policy leaves it.
+        steps: step, tgs and loss of every logged step, for drawing.
+        journal: Entries of its journal, oldest first.
     """
 
-    id: str
-    question: str
-    answer: str
-    message: str
+    name: str
+    report_id: str
+    predicate: Mapping[str, Any]
+    rebuilt: Mapping[str, Any]
+    findings: tuple[Finding, ...]
+    steps: Sequence[Mapping[str, float]]
+    journal: tuple[Mapping[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -81,26 +125,36 @@ class Verification:
     Args:
         verdict: What may be claimed; NOT_CONFORMANT when any answer is no.
         answers: The questions in order; one that could not be reached is absent.
-        report_id: sha256 of the report's payload; empty when there is none to read.
-        predicate: The report's content, as verified; empty when it was not.
+        report_id: sha256 of the payload that vouches for the bundle; empty when there is none to read.
+        predicate: Its content, a report's or a submission's; empty when it was not verified.
+        runs: The runs; empty when they were not reached.
+        vendor: Name of the vendor by its key; empty without a policy.
+        nonces: Nonces of the challenges that the runs answered.
     """
 
     verdict: Verdict
     answers: tuple[Answer, ...]
     report_id: str = ""
     predicate: Mapping[str, Any] = field(default_factory=dict)
+    runs: tuple[VerifiedRun, ...] = ()
+    vendor: str = ""
+    nonces: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The object of ``verify --json``.
 
         Returns:
-            Verdict, questions, report id and findings.
+            Verdict, questions, report id and findings; those of a submission with the name of their run.
         """
         return {
             "verdict": self.verdict.value,
             "questions": [vars(answer) for answer in self.answers],
             "report_id": self.report_id,
-            "findings": self.predicate.get("findings", []),
+            "findings": [
+                {**({"run": run.name} if run.name else {}), **finding_json(finding)}
+                for run in self.runs
+                for finding in run.findings
+            ],
         }
 
 
@@ -108,111 +162,208 @@ class _RefusedError(Exception):
     """A question was answered no, and what comes after it cannot be asked."""
 
 
-def verify(path: Path) -> Verification:
-    """Verify a bundle as far as that needs no decision about whom to trust.
+def verify(path: Path, bench: Bench | None = None) -> Verification:
+    """Verify a bundle.
 
     Args:
         path: The bundle.
+        bench: Policy, time and spent challenges; None to verify as far as that needs no decision about whom to trust.
 
     Returns:
         The answers and the verdict.
 
     Raises:
         ArchiveError: There is no such file, or it cannot be read.
+        PolicyError: The policy is not in force.
     """
+    bench = bench or Bench(None, datetime.now(timezone.utc))
     if not path.is_file():
         raise ArchiveError(f"There is no bundle {path}.", "Name a file that `conformance bundle` wrote.")
     answers: list[Answer] = []
     try:
-        index = _ask(answers, "archive", "Is the archive sound?", lambda: _archive(path))
-        signed = _ask(answers, "signature", "Does the signature hold?", lambda: _signature(index))
-        _ask(answers, "files", "Is every file accounted for?", lambda: _files(index, signed))
-        answers.append(_suite(signed))
-        _ask(answers, "recomputed", RECOMPUTED, lambda: _recomputed(index, signed))
-        _ask(answers, "journal", "Is the journal of attempts whole?", lambda: _journal(index))
+        limits = bench.policy.limits if bench.policy else archive.Limits()
+        index = _ask(answers, "archive", lambda: _archive(path, limits))
+        envelopes = _ask(answers, "", lambda: ("", _envelopes(index)), otherwise="signature")
+        own_keys, unsettled = _ask(answers, "signature", lambda: _signatures(index, envelopes, bench))
+        if unsettled:
+            answers[-1] = Answer("signature", QUESTIONS["signature"], "open", unsettled)
+        statements = _ask(answers, "schema", lambda: _statements(envelopes))
+        _ask(answers, "files", lambda: _files(index, statements))
+        facts = _ask(answers, "", lambda: ("", _facts(index, envelopes, statements, own_keys)), otherwise="recomputed")
     except _RefusedError:
-        if [(answer.id, answer.answer) for answer in answers[-2:]] == [("suite", "open"), ("recomputed", "no")]:
-            # Another suite may find more or less in an honest log; only the one that made the report can refute it.
-            answers[-1] = Answer("recomputed", RECOMPUTED, "open", f"{answers[-1].message} {OTHER_SUITE}")
-            return Verification(Verdict.INCONCLUSIVE, tuple(answers), signed.report_id, signed.predicate)
         return Verification(Verdict.NOT_CONFORMANT, tuple(answers))
-    answers.append(
-        Answer("trust", "Is the signer trusted?", "open", "No policy was given, so nobody vouches for the key.")
-    )
-    return Verification(Verdict(signed.predicate["verdict"]), tuple(answers), signed.report_id, signed.predicate)
+    judged = judge_trust(facts, bench)
+    runs = tuple(map(_verified, facts.runs, judged.findings, judged.verdicts))
+    told = (*answers, *judged.answers)
+    return Verification(judged.verdict, told, facts.report_id, facts.predicate, runs, judged.vendor, judged.nonces)
 
 
-def _ask(answers: list[Answer], name: str, question: str, check: Callable[[], tuple[str, Any]]) -> Any:
+def _verified(run: RunFacts, findings: tuple[Finding, ...], verdict: Verdict) -> VerifiedRun:
+    ruled = {"findings": [finding_json(finding) for finding in findings], "verdict": verdict.value}
+    rebuilt = {**run.rebuilt, **ruled} if run.rebuilt else {}
+    return VerifiedRun(run.name, run.report_id, run.predicate, rebuilt, findings, run.steps, run.journal)
+
+
+def _ask(answers: list[Answer], name: str, check: Callable[[], tuple[str, Any]], otherwise: str = "") -> Any:
+    """Answer a question without which the later ones make no sense; one without a name is told only if it fails."""
     try:
         message, value = check()
     except ConformanceError as error:
-        answers.append(Answer(name, question, "no", str(error)))
+        answers.append(Answer(name or otherwise, QUESTIONS[name or otherwise], "no", str(error)))
         raise _RefusedError from error
-    answers.append(Answer(name, question, "yes", message))
+    if name:
+        answers.append(Answer(name, QUESTIONS[name], "yes", message))
     return value
 
 
-def _archive(path: Path) -> tuple[str, BundleIndex]:
-    index = archive.read_index(path)
+def _archive(path: Path, limits: archive.Limits) -> tuple[str, BundleIndex]:
+    index = archive.read_index(path, limits)
     size = sum(member.size for member in index.members.values())
     return f"{len(index.members)} files, {size:,} bytes, nothing else.", index
 
 
-def _signature(index: BundleIndex) -> tuple[str, Statement]:
-    # The key comes with the bundle: it proves that one signer vouches for all of it, not who that signer is.
-    key = keys.load_public_key(archive.read_member(index, evidence.SIGNER, MAX_PUBLIC_KEY_BYTES))
-    envelope = archive.read_member(index, evidence.REPORT, dsse.MAX_ENVELOPE_BYTES)
-    name = keys.key_id(key)
-    verified = dsse.verify(envelope, {name: key}, payload_type=statement.PAYLOAD_TYPE)
-    signed = statement.load(verified.payload)
-    issued = "self-issued key" if signed.predicate["signer"]["self_issued"] else "key"
-    return f"Ed25519, {issued} {name[:16]}, report {signed.report_id[:16]}.", signed
+def _prefixes(index: BundleIndex) -> list[str]:
+    """Where the runs lie: at the top of a run's bundle, below runs/NAME/ in a submission."""
+    if submission.STATEMENT not in index.members:
+        return [""]
+    return sorted(
+        name.removesuffix(evidence.REPORT)
+        for name in index.members
+        if name.startswith(submission.RUNS) and name.endswith(f"/{evidence.REPORT}") and name.count("/") == 2
+    )
 
 
-def _files(index: BundleIndex, signed: Statement) -> tuple[str, None]:
-    present = {name: member.sha256 for name, member in index.members.items() if name != evidence.REPORT}
-    faults = [
-        *(f"{name} was removed" for name in sorted(signed.subjects.keys() - present.keys())),
-        *(f"{name} was added" for name in sorted(present.keys() - signed.subjects.keys())),
-        *(
-            f"{name} was changed"
-            for name in sorted(present)
-            if signed.subjects.get(name, present[name]) != present[name]
-        ),
-    ]
-    if faults:
-        raise SignatureError(f"The bundle is not what was signed: {'; '.join(faults[:5])}.")
-    return f"All {len(present)} files have the signed SHA-256.", None
+def _envelopes(index: BundleIndex) -> dict[str, bytes]:
+    """The bundle's signed envelopes by name, the one that vouches for all the others first."""
+    names = [submission.STATEMENT] if submission.STATEMENT in index.members else []
+    names += [prefix + evidence.REPORT for prefix in _prefixes(index)]
+    return {name: archive.read_member(index, name, dsse.MAX_ENVELOPE_BYTES) for name in names}
 
 
-def _suite(signed: Statement) -> Answer:
-    claimed = signed.predicate["suite"]
-    made = f"suite {claimed['version']}, tree {claimed['tree_digest'][:16]}"
-    here = f"suite {__version__}, tree {suite_digest()[:16]}"
-    question = "Was the report made by this suite?"
-    if (claimed["version"], claimed["tree_digest"]) == (__version__, suite_digest()):
-        return Answer("suite", question, "yes", f"By {made}, as installed here.")
-    return Answer("suite", question, "open", f"By {made}; judged here by {here}, which may find more or less.")
+def _signatures(
+    index: BundleIndex, envelopes: Mapping[str, bytes], bench: Bench
+) -> tuple[str, tuple[dict[str, Ed25519PublicKey], str]]:
+    """Check each envelope under the keys that the bundle brings: they prove that it is whole, not whose it is.
+
+    Only a submission may be signed by a key that its runs do not bring; then it needs the policy's.
+    """
+    own: dict[str, Ed25519PublicKey] = {}
+    for prefix in _prefixes(index):
+        public = keys.load_public_key(archive.read_member(index, prefix + evidence.SIGNER, MAX_PUBLIC_KEY_BYTES))
+        own[keys.key_id(public)] = public
+        report = envelopes[prefix + evidence.REPORT]
+        dsse.verify(report, {keys.key_id(public): public}, payload_type=statement.PAYLOAD_TYPE)
+    told = f"Ed25519, {len(envelopes)} signed, by {', '.join(name[:16] for name in sorted(own))}."
+    if submission.STATEMENT in envelopes:
+        known = {**own, **(bench.policy.public_keys() if bench.policy else {})}
+        signers = [signature.keyid for signature in dsse.parse(envelopes[submission.STATEMENT]).signatures]
+        if not known.keys() & set(signers):
+            return told, (own, f"{told} The submission is signed by {signers[0]}, a key that is not known here.")
+        dsse.verify(envelopes[submission.STATEMENT], known, payload_type=statement.PAYLOAD_TYPE)
+    return told, (own, "")
 
 
-def _recomputed(index: BundleIndex, signed: Statement) -> tuple[str, None]:
-    files = BundleEvidence(index)
-    again = build_predicate(files, judge(files), signed.predicate["signer"]["self_issued"])
-    again["suite"] = signed.predicate["suite"]  # which suite that was, the question before this one asks
-    if faults := list(differences(signed.predicate, again)):
-        raise EvidenceError(f"Computed again from the raw logs, the report differs at {'; '.join(faults[:5])}.")
-    count = len(again["findings"])
-    return f"Plan, figures and {count} findings computed again from the raw logs equal the report's.", None
+def _statements(envelopes: Mapping[str, bytes]) -> tuple[str, dict[str, Statement]]:
+    found = {}
+    for name, envelope in envelopes.items():
+        payload = dsse.parse(envelope).payload
+        found[name] = submission.load(payload) if name == submission.STATEMENT else statement.load(payload)
+    first = next(iter(found.values()))
+    return f"{len(found)} of version 1; report {first.report_id[:16]}.", found
 
 
-def _journal(index: BundleIndex) -> tuple[str, None]:
-    attempts = journal.parse(archive.read_member(index, evidence.JOURNAL, journal.MAX_JOURNAL_BYTES))
-    last = attempts.entries[-1] if attempts.entries else {}
-    if last.get("event") != "ended" or last.get("evidence") != evidence.attempt_digest(BundleEvidence(index)):
-        raise EvidenceError("The journal's last entry is not the end of this run with this evidence.")
-    starts = [entry for entry in attempts.entries if entry.get("event") == "started"]
-    same = sum(entry.get("workload") == starts[-1].get("workload") for entry in starts)
-    return f"Its chain holds: {len(starts)} started runs, {same} of this workload, this one the last.", None
+def _files(index: BundleIndex, statements: Mapping[str, Statement]) -> tuple[str, None]:
+    for name, signed in statements.items():
+        prefix = name[: name.rfind("/") + 1]
+        present = {
+            file.removeprefix(prefix): member.sha256
+            for file, member in index.members.items()
+            if file.startswith(prefix) and file != name
+        }
+        known = signed.subjects
+        faults = [
+            *(f"{file} was removed" for file in sorted(known.keys() - present.keys())),
+            *(f"{file} was added" for file in sorted(present.keys() - known.keys())),
+            *(f"{file} was changed" for file in sorted(present) if known.get(file) not in (None, present[file])),
+        ]
+        if faults:
+            raise SignatureError(f"What {name} signs is not what is here: {'; '.join(faults[:5])}.")
+    return f"All {len(index.members) - 1} files have the signed SHA-256.", None
+
+
+# --- facts -----------------------------------------------------------------------------------------------------------
+
+
+def _facts(
+    index: BundleIndex,
+    envelopes: Mapping[str, bytes],
+    statements: Mapping[str, Statement],
+    own_keys: Mapping[str, Ed25519PublicKey],
+) -> BundleFacts:
+    first = next(iter(statements))
+    signed = statements[first]
+    evidences = [BundleEvidence(index, prefix) for prefix in _prefixes(index)]
+    runs = tuple(_run_facts(files, statements[files.prefix + evidence.REPORT]) for files in evidences)
+    contradictions: tuple[str, ...] = ()
+    if first == submission.STATEMENT:
+        reports = {run.name: statements[f"{submission.RUNS}{run.name}/{evidence.REPORT}"] for run in runs}
+        contradictions = tuple(submission.contradictions(signed, reports))
+    return BundleFacts(
+        signed.report_id,
+        envelopes[first],
+        signed.predicate,
+        own_keys,
+        runs,
+        contradictions,
+        submission=first == submission.STATEMENT,
+    )
+
+
+def _run_facts(files: BundleEvidence, signed: Statement) -> RunFacts:
+    judgement, rebuilt, differing = _recompute(files, signed)
+    attempts, fault = _attempts(files)
+    request, data = _fields(files, evidence.REQUEST), _fields(files, evidence.DATA)
+    return RunFacts(
+        name=files.prefix.removeprefix(submission.RUNS).rstrip("/"),
+        report_id=signed.report_id,
+        predicate=signed.predicate,
+        rebuilt=rebuilt,
+        files=signed.subjects,
+        findings=judgement.findings if judgement else (),
+        differences=differing,
+        journal=attempts,
+        journal_fault=fault,
+        attempt=evidence.attempt_of(files.digests()),
+        seed=request["seed"] if type(request.get("seed")) is int else None,
+        challenge=files.small(evidence.CHALLENGE),
+        data=data["digest"] if isinstance(data.get("digest"), str) else None,
+        steps=judgement.steps if judgement else (),
+    )
+
+
+def _recompute(files: BundleEvidence, signed: Statement) -> tuple[Judgement | None, dict[str, Any], tuple[str, ...]]:
+    try:
+        judgement = judge(files)
+        again = build_predicate(files, judgement, signed.predicate["signer"])
+    except ConformanceError as error:
+        return None, {}, (f"the whole ({error.message})",)
+    again["suite"] = signed.predicate["suite"]  # which suite that was, a question of its own asks
+    return judgement, again, tuple(differences(signed.predicate, again))[:MAX_DIFFERENCES]
+
+
+def _attempts(files: BundleEvidence) -> tuple[tuple[Mapping[str, Any], ...], str]:
+    try:
+        return journal.parse(files.small(evidence.JOURNAL, journal.MAX_JOURNAL_BYTES) or b"").entries, ""
+    except ConformanceError as error:
+        return (), error.message
+
+
+def _fields(files: BundleEvidence, name: str) -> Mapping[str, Any]:
+    """A small JSON object; empty where there is none, or a broken one, which the recomputation tells."""
+    try:
+        return evidence.read_json(files, name)
+    except ConformanceError:
+        return {}
 
 
 def differences(claimed: Any, again: Any, place: str = "report") -> Iterator[str]:

@@ -138,25 +138,10 @@ def _lines(analysis: RunAnalysis) -> list[str]:
 
 def _write(path: Path, runs: Sequence[RunAnalysis]) -> None:
     """Write the page."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from conformance.report.html import render_analysis
 
-    from conformance.report.html import PLOT_HEIGHT, PLOT_WIDTH, polyline
-
-    # Autoescape: what stands in a log ends up in a page that somebody opens.
-    environment = Environment(loader=PackageLoader("conformance.report"), autoescape=True, undefined=StrictUndefined)
-    shown = []
-    for analysis in runs:
-        every = max(1, len(analysis.steps) // (2 * PLOT_WIDTH))
-        steps = analysis.steps.iloc[::every].astype({"step": float})
-        plots = [
-            (title, polyline(list(zip(steps["step"], steps[column], strict=True))), float(steps[column].max()))
-            for title, column in (("TGS, tokens/device/s, by step", "tgs"), ("Loss, nats/token, by step", "loss"))
-        ]
-        name = ", ".join(dict.fromkeys(segment.name for segment in analysis.segments))
-        shown.append((name, analysis.to_json(), [plot for plot in plots if plot[1]]))
-    page = environment.get_template("analysis.html").render(runs=shown, width=PLOT_WIDTH, height=PLOT_HEIGHT)
     try:
-        path.write_text(page, encoding="utf-8")
+        path.write_text(render_analysis(runs), encoding="utf-8")
     except OSError as error:
         raise EvidenceError(
             f"{path} cannot be written: {error.strerror}.", "Name a file in a folder that exists."

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
-
-from conformance.errors import KeyFileError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -33,12 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from conformance.report import keys
 
-    passphrase = None
-    if args.passphrase_env is not None:
-        passphrase = os.environ.get(args.passphrase_env)
-        if passphrase is None:
-            raise KeyFileError(f"The environment variable {args.passphrase_env} is not set.", "Set it, or drop it.")
-    key = keys.generate_key(args.output, passphrase)
+    key = keys.generate_key(args.output, keys.passphrase_from(args.passphrase_env))
     print(f"private key  {args.output}  (keep it; mode 0600)")
     print(f"public key   {keys.public_key_path(args.output)}  (give this one to the lab)")
     print(f"key id       {keys.key_id(key.public_key())}")

@@ -9,11 +9,12 @@ EPILOG = """\
 exit codes:
   0  everything holds; the verdict is CONFORMANT, or REHEARSAL for a workload that is not official
   1  something does not hold, or a check failed
-  2  could not judge: no such file, or the verdict is INCONCLUSIVE
+  2  could not judge: no such file, a policy that is not in force, or the verdict is INCONCLUSIVE
 
 example:
   conformance verify tiny.tar
   conformance verify tiny.tar --json | python3 -m json.tool
+  conformance verify acme.tar --policy policy.dsse.json --lab-key lab.pem.pub --spent spent.jsonl --html acme.html
 """
 
 
@@ -23,10 +24,58 @@ def configure(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The command's parser.
     """
-    parser.description = "Verify a bundle offline: signature, every byte, and every figure again from the raw logs."
+    parser.description = "Verify a bundle offline: signatures, every byte, and every figure again from the raw logs."
     parser.epilog = EPILOG
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="archive that `conformance bundle` wrote")
+    add_bench(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the same as a page, rebuilt from the evidence")
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    """Declare what a lab judges with.
+
+    Args:
+        parser: The parser of a command that verifies.
+    """
+    parser.add_argument("--policy", type=Path, metavar="FILE", help="the lab's signed policy")
+    parser.add_argument(
+        "--lab-key", type=Path, metavar="FILE", help="the lab's public key, which must have signed the policy"
+    )
+    parser.add_argument("--spent", type=Path, metavar="FILE", help="the lab's list of challenges that were answered")
+
+
+def bench_of(args: argparse.Namespace):  # type: ignore[no-untyped-def]
+    """What the command line says that a lab judges with.
+
+    Args:
+        args: Parsed arguments of ``add_bench``.
+
+    Returns:
+        The bench.
+
+    Raises:
+        ConformanceError: A file cannot be read or is malformed, or the policy is not signed by the lab's key.
+    """
+    from datetime import datetime, timezone
+
+    from conformance.bundle import policy
+    from conformance.bundle.trust import Bench
+    from conformance.errors import PolicyError
+    from conformance.report import challenge, keys
+
+    if args.policy is None and (args.lab_key is not None or args.spent is not None):
+        raise PolicyError("--lab-key and --spent say nothing without a policy.", "Name it with --policy.")
+    read = None if args.policy is None else policy.read(args.policy)
+    if read is not None and args.lab_key is not None:
+        expected = keys.key_id(keys.load_public_key(args.lab_key))
+        if expected not in read.signed_by:
+            raise PolicyError(
+                f"The policy {args.policy} is signed by {', '.join(read.signed_by)}, not by the lab's key {expected}.",
+                "Get the policy from the lab again.",
+            )
+    spent = None if args.spent is None else challenge.read_spent(args.spent)
+    return Bench(read, datetime.now(timezone.utc), spent)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,30 +92,55 @@ def run(args: argparse.Namespace) -> int:
     from conformance.bundle.verify import verify
     from conformance.checks.finding import Verdict
 
-    verification = verify(args.bundle)
+    verification = verify(args.bundle, bench_of(args))
+    if args.html is not None:
+        _write_page(args.html, args.bundle.name, verification)
     if args.json:
         print(json.dumps(verification.to_json(), indent=1, ensure_ascii=True))
     else:
-        _print(verification)
+        print_verification(verification)
     return {Verdict.CONFORMANT: 0, Verdict.REHEARSAL: 0, Verdict.INCONCLUSIVE: 2}.get(verification.verdict, 1)
 
 
-def _print(verification) -> None:  # type: ignore[no-untyped-def]
+def _write_page(path: Path, name: str, verification) -> None:  # type: ignore[no-untyped-def]
+    from conformance.errors import EvidenceError
+    from conformance.report import html
+
+    try:
+        path.write_text(html.render_verification(verification, name), encoding="utf-8")
+    except OSError as error:
+        raise EvidenceError(f"The page {path} cannot be written: {error.strerror}.") from error
+
+
+def print_verification(verification) -> None:  # type: ignore[no-untyped-def]
+    """Print answers, findings that are not PASS, and the verdict.
+
+    Args:
+        verification: The verification.
+    """
     from rich.console import Console
     from rich.markup import escape
+
+    from conformance.report.visible import visible
+
+    def shown(text: str) -> str:
+        # A vendor's text could move the cursor or change colours; rich takes neither out.
+        return escape(visible(text))
 
     console = Console(highlight=False)
     colours = {"yes": "green", "no": "bold red", "open": "yellow"}
     for answer in verification.answers:
         colour = colours[answer.answer]
-        console.print(f"[{colour}]{answer.answer:>4}[/]  {answer.question}  [dim]{escape(answer.message)}[/]")
-    for finding in verification.predicate.get("findings", []):
-        if finding["result"] != "PASS":
-            console.print(f"{finding['result']:>5}  {escape(finding['check'])}: {escape(finding['message'])}")
+        console.print(f"[{colour}]{answer.answer:>4}[/]  {answer.question}  [dim]{shown(answer.message)}[/]")
+    for run in verification.runs:
+        for finding in run.findings:
+            if finding.result.value != "PASS":
+                place = f"{run.name}: " if run.name else ""
+                console.print(f"{finding.result.value:>5}  {shown(f'{place}{finding.check}: {finding.message}')}")
     console.print(f"[bold]{verification.verdict.value}[/]", end="")
     told = {
         "REHEARSAL": ": every required check passed, on a workload that is not official; it certifies nothing.",
         "NOT_CONFORMANT": ": see the lines above.",
-        "INCONCLUSIVE": ": a required check could not be decided; see the lines above.",
+        "INCONCLUSIVE": ": something could not be decided; see the lines above.",
     }
     console.print(told.get(verification.verdict.value, "."))

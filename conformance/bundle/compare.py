@@ -1,0 +1,115 @@
+"""Verified systems side by side: one row for each training run, every figure computed again from the evidence."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from conformance.bundle import archive
+from conformance.bundle.trust import Bench
+from conformance.bundle.verify import BundleEvidence, Verification, VerifiedRun, verify
+from conformance.checks.finding import Verdict
+from conformance.metrics.energy import joules_per_token
+
+RANKED = (Verdict.CONFORMANT, Verdict.REHEARSAL)
+COLUMNS = (
+    "name",
+    "vendor",
+    "workload",
+    "verdict",
+    "device",
+    "devices",
+    "tgs",
+    "tflops",
+    "mfu",
+    "loss",
+    "hours_to_target",
+    "joules_per_token",
+)
+
+
+def compare(paths: Sequence[Path], bench: Bench) -> tuple[list[dict[str, Any]], list[str]]:
+    """Verify bundles and put their training runs side by side.
+
+    Args:
+        paths: The bundles.
+        bench: What to judge with.
+
+    Returns:
+        Rows by workload, the highest TGS first, each with COLUMNS, the interval of its TGS and its steps; and a
+        sentence for each bundle that is not ranked.
+    """
+    rows, left_out = [], []
+    for path in paths:
+        verification = verify(path, bench)
+        if verification.verdict not in RANKED:
+            faults = [f"{a.id}: {a.message}" for a in verification.answers if a.answer != "yes"]
+            told = faults[0] if faults else "a required check is open"
+            left_out.append(f"{path.name} is {verification.verdict.value} and not ranked. {told}")
+            continue
+        rows += _rows(path, verification)
+    rows.sort(key=lambda row: (row["workload"], row["verdict"] != Verdict.CONFORMANT.value, -(row["tgs"] or 0.0)))
+    return rows, left_out
+
+
+def _rows(path: Path, verification: Verification) -> list[dict[str, Any]]:
+    index = archive.read_index(path)
+    ceiling = next((_ceiling(run) for run in verification.runs if run.predicate["kind"] == "preflight"), None)
+    return [
+        _row(path, verification, run, BundleEvidence(index, f"runs/{run.name}/" if run.name else ""), ceiling)
+        for run in verification.runs
+        if run.predicate["kind"] != "preflight"
+    ]
+
+
+def _row(
+    path: Path, verification: Verification, run: VerifiedRun, files: BundleEvidence, ceiling: float | None
+) -> dict[str, Any]:
+    metrics, devices = run.rebuilt["metrics"], run.rebuilt["devices"]
+    speed, loss = metrics.get("tgs") or {}, metrics.get("loss") or {}
+    flops = metrics.get("tflops") or {}
+    own = verification.predicate.get("system", {}).get("system_name")
+    model = flops.get("model")
+    return {
+        "name": f"{own or path.name}{f' / {run.name}' if run.name else ''}",
+        "vendor": verification.vendor or verification.predicate.get("vendor", ""),
+        "workload": run.predicate["workload"]["name"],
+        "verdict": run.rebuilt["verdict"],
+        "device": ", ".join(sorted({f"{device['vendor']} {device['model']}" for device in devices})),
+        "devices": len(devices),
+        "tgs": speed.get("median"),
+        "tgs_ci95": speed.get("ci95"),
+        "tflops": flops.get("recomputed"),
+        "mfu": model / ceiling if model and ceiling else None,
+        "loss": loss.get("window_mean"),
+        "hours_to_target": _hours_to_target(loss, speed, run.rebuilt["plan"]),
+        "joules_per_token": _energy(files, speed.get("median")),
+        "steps": run.steps,
+    }
+
+
+def _ceiling(run: VerifiedRun) -> float | None:
+    """The GEMM ceiling of one device with all at work, in TFLOPS, as the preflight of the same system measured it."""
+    rows = run.rebuilt.get("metrics", {}).get("by_device", ())
+    measured = [row["gemm_together_tflops"] for row in rows if row["gemm_together_tflops"] is not None]
+    return statistics.median(measured) if measured else None
+
+
+def _hours_to_target(loss: Mapping[str, Any], speed: Mapping[str, Any], plan: Mapping[str, Any]) -> float | None:
+    """Training time until the loss met its target for good: steps until then, at the median speed."""
+    met = loss.get("held_since")
+    if met is None or not speed.get("median"):
+        return None
+    tokens = (met + 1) * plan["global_batch_size"] * plan["model"]["seq_len"]
+    return float(tokens / plan["cards"] / speed["median"] / 3600)
+
+
+def _energy(files: BundleEvidence, tgs: float | None) -> float | None:
+    names = [name for name in files.names() if name.startswith("environment/telemetry-node")]
+    with contextlib.ExitStack() as stack:
+        lines = {name: io.TextIOWrapper(stack.enter_context(files.open(name)), errors="replace") for name in names}
+        return None if tgs is None else joules_per_token(lines, tgs)

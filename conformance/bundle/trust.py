@@ -1,0 +1,585 @@
+"""The verifier's judgement: facts of a bundle, a policy and the time give answers. Pure; nothing is read here.
+
+Without a policy the questions that need somebody to be trusted stay open. Under a policy an open question leaves the
+verdict open: what could not be shown is not taken for granted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from itertools import combinations, pairwise
+
+from conformance.bundle.facts import Answer, BundleFacts, RunFacts
+from conformance.bundle.policy import LAB, Key, Policy
+from conformance.checks.finding import Finding, Result, Verdict, verdict
+from conformance.checks.throughput import floor_reached
+from conformance.errors import ConformanceError, PolicyError
+from conformance.report import challenge as challenges
+from conformance.report import dsse, statement
+from conformance.report.build import suite_digest
+from conformance.spec import load_checks
+from conformance.spec.floors import find_floor
+from conformance.strictjson import quoted
+
+QUESTIONS = {
+    "archive": "Is the archive sound?",
+    "signature": "Do the signatures hold?",
+    "schema": "Does every statement keep to its schema?",
+    "files": "Is every file accounted for?",
+    "suite": "Are suite and spec known?",
+    "recomputed": "Do the raw logs give the claimed figures?",
+    "plan": "Is the plan legal, and was it the one that ran?",
+    "source": "Is InternEvo pristine, and every patch accepted?",
+    "consistency": "Does the log obey its own algebra?",
+    "limits": "Are floors and targets reached?",
+    "data": "Is the data set an accepted one?",
+    "checks": "Is every required check there, exactly once, and passed?",
+    "journal": "Is the journal of attempts whole?",
+    "devices": "Were all runs made on the same devices?",
+    "runs": "Are all required runs there?",
+    "challenge": "Is the challenge fresh, and answered?",
+    "trust": "Are the signers trusted, each in its role?",
+}
+SOURCE_CHECKS = ("source-pinned", "patches-declared")
+PLAN_CHECKS = ("run-config", "log-head", "log-elements")
+LIMIT_CHECKS = ("tgs-floor", "tflops-floor", "tgs-floor-declared", "loss-defined", "loss-target")
+OTHER_SUITE = "Verify with the suite that made the report."
+# More are one and the same fault.
+SHOWN = 3
+# Order of gravity.
+VERDICTS = (Verdict.NOT_CONFORMANT, Verdict.INCONCLUSIVE, Verdict.REHEARSAL, Verdict.CONFORMANT)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a lab judges with.
+
+    Args:
+        policy: Its policy; None where nobody is to be trusted.
+        now: The time.
+        spent: Report id by nonce of the challenges that were answered; None where the lab's list is not at hand.
+    """
+
+    policy: Policy | None
+    now: datetime
+    spent: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the judgement came to.
+
+    Args:
+        verdict: What may be claimed.
+        verdicts: The same for each run on its own.
+        answers: Every question's answer, in order.
+        findings: For each run its findings, as the policy leaves them.
+        vendor: Name of the vendor whose key signed; empty where no policy tells.
+        nonces: Nonces of the challenges that the runs answered.
+    """
+
+    verdict: Verdict
+    verdicts: tuple[Verdict, ...]
+    answers: tuple[Answer, ...]
+    findings: tuple[tuple[Finding, ...], ...]
+    vendor: str
+    nonces: tuple[str, ...]
+
+
+Reply = tuple[str, str]  # answer and message
+Together = Sequence[tuple[RunFacts, tuple[Finding, ...]]]
+
+
+def judge_trust(facts: BundleFacts, bench: Bench) -> Judged:
+    """Answer every question that comes after the bundle's own soundness.
+
+    Args:
+        facts: The bundle.
+        bench: What to judge with.
+
+    Returns:
+        Answers and verdict.
+
+    Raises:
+        PolicyError: The policy is not in force.
+    """
+    if bench.policy is not None:
+        require_in_force(bench.policy, bench.now)
+    vendor = _vendor(facts, bench)
+    ruled = tuple(_rule(run, vendor, bench) for run in facts.runs)
+    findings = tuple(found for found, _ in ruled)
+    waived = [sentence for _, sentences in ruled for sentence in sentences]
+    together = list(zip(facts.runs, findings, strict=True))
+    replies: dict[str, Reply] = {
+        "suite": _suite(facts, bench),
+        "recomputed": _recomputed(facts),
+        "plan": _group(together, lambda check: check in PLAN_CHECKS),
+        "source": _group(together, lambda check: check in SOURCE_CHECKS),
+        "consistency": _group(together, lambda check: check.startswith("log-") and check not in PLAN_CHECKS),
+        "limits": _group(together, lambda check: check in LIMIT_CHECKS, waived),
+        "data": _data(facts, bench),
+        "checks": _checks(together, waived),
+        "journal": _journal(facts, bench),
+        **({"devices": _devices(facts)} if facts.submission else {}),
+        "runs": _runs(facts, bench),
+        "challenge": _challenge(facts, vendor, bench),
+        "trust": _trust(facts, bench),
+    }
+    answers = tuple(Answer(name, QUESTIONS[name], *replies[name]) for name in replies)
+    verdicts = tuple(_run_verdict(run, found) for run, found in together)
+    return Judged(_verdict(facts, verdicts, replies, bench), verdicts, answers, findings, vendor, _nonces(facts))
+
+
+def require_in_force(policy: Policy, now: datetime) -> None:
+    """Refuse to judge by a policy that does not hold now.
+
+    Args:
+        policy: The policy.
+        now: The time.
+
+    Raises:
+        PolicyError: It holds not yet, or no more, or a key that signed it is revoked.
+    """
+    if not policy.issued <= now < policy.expires:
+        raise PolicyError(
+            f"The policy {quoted(policy.name)} holds from {_time(policy.issued)} to {_time(policy.expires)}; it is "
+            f"{_time(now)}.",
+            "Get the lab's current policy.",
+        )
+
+
+def _verdict(facts: BundleFacts, verdicts: Sequence[Verdict], replies: Mapping[str, Reply], bench: Bench) -> Verdict:
+    answers = [answer for answer, _ in replies.values()]
+    # A preflight trains nothing, and is at best a rehearsal; beside a training run it can only stand in the way.
+    trained = any(run.kind != "preflight" for run in facts.runs)
+    found = [
+        one
+        for run, one in zip(facts.runs, verdicts, strict=True)
+        if not (trained and run.kind == "preflight" and one is Verdict.REHEARSAL)
+    ]
+    if "no" in answers:
+        found.append(Verdict.NOT_CONFORMANT)
+    if (bench.policy is not None and "open" in answers) or replies["recomputed"][0] == "open":
+        found.append(Verdict.INCONCLUSIVE)
+    return min(found, key=VERDICTS.index)
+
+
+def _run_verdict(run: RunFacts, findings: tuple[Finding, ...]) -> Verdict:
+    if findings == run.findings:  # nothing was ruled on; that the claim is what is found, "recomputed" answers
+        return Verdict(run.predicate["verdict"])
+    decisive = [finding for finding in findings if _is_decisive(finding)]
+    return verdict(decisive, _required(run.kind), run.official and run.kind != "preflight")
+
+
+def _is_decisive(finding: Finding) -> bool:
+    check = load_checks().get(finding.check)
+    return check is None or check.severity != "advisory"
+
+
+def _required(kind: str) -> list[str]:
+    return [check.id for check in load_checks().values() if check.severity == "required" and kind in check.applies]
+
+
+# --- what a policy rules on ------------------------------------------------------------------------------------------
+
+
+def _rule(run: RunFacts, vendor: str, bench: Bench) -> tuple[tuple[Finding, ...], list[str]]:
+    """A run's findings with the policy's floors, patch rulings and waivers; and what was waived."""
+    policy, waived = bench.policy, []
+    if policy is None:
+        return run.findings, []
+    found = []
+    for finding in run.findings:
+        finding = _by_patch_ruling(_by_floor(finding, run, policy), run, policy)
+        waiver = next(
+            (
+                one
+                for one in policy.waivers
+                if (one.check, one.vendor, one.workload) == (finding.check, vendor, run.workload)
+                and bench.now < one.expires
+            ),
+            None,
+        )
+        if waiver is not None and finding.result is not Result.PASS:
+            message = f"{finding.check} is waived until {_time(waiver.expires)}: {waiver.reason}"
+            waived.append(message)
+            finding = replace(finding, result=Result.PASS, message=f"{message} ({finding.message})", next_step="")
+        found.append(finding)
+    return tuple(found), waived
+
+
+def _by_floor(finding: Finding, run: RunFacts, policy: Policy) -> Finding:
+    """Hold a speed against the policy's floor, where it has one, in place of the suite's."""
+    metric = finding.check.removesuffix("-floor")
+    if finding.check not in ("tgs-floor", "tflops-floor"):
+        return finding
+    model = next((str(device["model"]) for device in run.predicate["devices"]), None)
+    floor = find_floor(policy.floors, run.workload, metric, model)
+    metrics = run.rebuilt.get("metrics", {})
+    speed, flops = metrics.get("tgs"), metrics.get("tflops")
+    if floor is None or not speed:
+        return finding
+    value = speed["median"] if metric == "tgs" else (flops or {}).get("recomputed")
+    if value is None:
+        return finding
+    low, high = speed["ci95"] or (None, None)
+    half = None if low is None else max(speed["median"] - low, high - speed["median"]) * value / speed["median"]
+    return floor_reached(finding.check, value, half, floor)
+
+
+def _by_patch_ruling(finding: Finding, run: RunFacts, policy: Policy) -> Finding:
+    """Settle what the checks leave to the lab: a vendor's own patch files, all declared and kept."""
+    if finding.check != "patches-declared" or finding.result is not Result.ERROR:
+        return finding
+    rulings = {name: policy.patches.get(digest) for name, digest in run.files.items() if name.startswith("patches/")}
+    if not rulings or None in rulings.values():
+        return finding
+    told = "; ".join(f"{name}: {ruling[1]}" for name, ruling in rulings.items() if ruling)
+    if all(ruling[0] for ruling in rulings.values() if ruling):
+        return replace(finding, result=Result.PASS, message=f"The lab accepted {told}.", next_step="")
+    refused = [name for name, ruling in rulings.items() if ruling and not ruling[0]]
+    return replace(finding, result=Result.FAIL, message=f"The lab refused {', '.join(refused)}. {told}.")
+
+
+# --- the questions ---------------------------------------------------------------------------------------------------
+
+
+def _suite(facts: BundleFacts, bench: Bench) -> Reply:
+    here = suite_digest()
+    made = {(run.predicate["suite"]["version"], run.predicate["suite"]["tree_digest"]) for run in facts.runs}
+    told = ", ".join(f"suite {version}, tree {digest[:16]}" for version, digest in sorted(made))
+    if bench.policy is None:
+        if {digest for _, digest in made} == {here}:
+            return "yes", f"By {told}, as installed here."
+        return "open", f"By {told}; judged here by tree {here[:16]}, which may find more or less."
+    if strange := sorted(made - bench.policy.suites):
+        return "no", f"The policy does not accept suite {strange[0][0]}, tree {strange[0][1]}."
+    for run in facts.runs:
+        accepted = bench.policy.workloads.get(run.workload)
+        if accepted is None:
+            return "no", f"The policy does not accept the workload {run.workload}."
+        if accepted.digest != run.predicate["workload"]["digest"]:
+            return (
+                "no",
+                f"The policy does not accept this spec of {run.workload}: {run.predicate['workload']['digest']}.",
+            )
+    return "yes", f"By {told}; suite and spec are those of the policy."
+
+
+def _recomputed(facts: BundleFacts) -> Reply:
+    here = suite_digest()
+    bad = [run for run in facts.runs if run.differences]
+    if facts.contradictions:
+        return "no", f"The submission contradicts its runs: {'; '.join(facts.contradictions[:SHOWN])}."
+    if not bad:
+        count = sum(len(run.findings) for run in facts.runs)
+        return "yes", f"Plan, figures and {count} findings computed again from the raw logs equal the claimed."
+    told = "; ".join(f"{_at(run)}{fault}" for run in bad for fault in run.differences[:5])
+    message = f"Computed again from the raw logs, the report differs at {told}."
+    # Another suite may find more or less in an honest log; only the one that made the report can refute it.
+    if all(run.predicate["suite"]["tree_digest"] != here for run in bad):
+        return "open", f"{message} {OTHER_SUITE}"
+    return "no", message
+
+
+def _group(together: Together, belongs: Callable[[str], bool], waived: Sequence[str] = ()) -> Reply:
+    """What a group of checks found, over all runs that make them."""
+    bad, unsettled, passed, skipped = [], [], 0, 0
+    for run, findings in together:
+        for finding in findings:
+            if not belongs(finding.check) or not _is_decisive(finding):
+                continue
+            told = f"{_at(run)}{finding.check}: {finding.message}"
+            if finding.result is Result.FAIL:
+                bad.append(told)
+            elif finding.result is Result.ERROR or (finding.result is Result.SKIP and _is_needed(run, finding.check)):
+                unsettled.append(told)
+            elif finding.result is Result.PASS:
+                passed += 1
+            else:
+                skipped += 1
+    if bad or unsettled:
+        return "no" if bad else "open", " ".join((bad or unsettled)[:SHOWN])
+    apart = f", {skipped} with nothing to check" if skipped else ""
+    return "yes", f"{_count(passed, 'check')} passed{apart}.{_told(waived)}"
+
+
+def _is_needed(run: RunFacts, check: str) -> bool:
+    """Whether a check that was skipped leaves the verdict open: a rehearsal may skip what it has no limit for."""
+    return run.official and run.kind != "preflight" and check in _required(run.kind)
+
+
+def _data(facts: BundleFacts, bench: Bench) -> Reply:
+    runs = [run for run in facts.runs if run.kind == "accuracy"]
+    if not runs:
+        return "yes", "No run depends on a data set."
+    if missing := [run for run in runs if run.data is None]:
+        return "no", f"{_at(missing[0])}The evidence holds no fingerprint of the data that it trained on."
+    digests = sorted({run.data for run in runs if run.data is not None})
+    if bench.policy is None:
+        return "open", f"Whether {', '.join(digests)} is the data set, only a policy says."
+    if strange := [digest for digest in digests if digest not in bench.policy.data]:
+        return "no", f"The policy accepts no data set {strange[0]}."
+    return "yes", f"Data set {', '.join(quoted(bench.policy.data[digest]) for digest in digests)}."
+
+
+def _checks(together: Together, waived: Sequence[str]) -> Reply:
+    known = load_checks()
+    told_above = (PLAN_CHECKS, SOURCE_CHECKS, LIMIT_CHECKS, [name for name in known if name.startswith("log-")])
+    for run, findings in together:
+        required, claimed = _required(run.kind), Counter(one["check"] for one in run.predicate["findings"])
+        found = Counter(finding.check for finding in findings)
+        for check in required:
+            # A run may show several faults; each is a finding of its own, and fails.
+            several = any(f.check == check and f.result is Result.FAIL for f in findings)
+            for count, who in ((found[check], "is found here"), (claimed[check], "stands in the report")):
+                if count > 1 and not several:
+                    return "no", f"{_at(run)}The required check {check} {who} {count} times; expected once."
+                if not count and _is_due(run, findings):
+                    return "no", f"{_at(run)}The required check {check} is missing: it {who} not at all."
+        if unknown := sorted(found.keys() - known.keys()):
+            return "no", f"{_at(run)}There is no check {quoted(unknown[0])}."
+    return _group(together, lambda check: not any(check in group for group in told_above), waived)
+
+
+def _is_due(run: RunFacts, findings: Iterable[Finding]) -> bool:
+    """Whether all checks must be there: without a training step most have nothing to look at, and run-steps fails."""
+    return run.kind != "preflight" and not any(f.check == "run-steps" and f.result is not Result.PASS for f in findings)
+
+
+def _journal(facts: BundleFacts, bench: Bench) -> Reply:
+    for run in facts.runs:
+        last = run.journal[-1] if run.journal else {}
+        if run.journal_fault:
+            return "no", f"{_at(run)}{run.journal_fault}"
+        if last.get("event") != "ended" or last.get("evidence") != run.attempt:
+            return "no", f"{_at(run)}The journal's last entry is not the end of this run with this evidence."
+        starts = [one for one in run.journal if one.get("event") == "started" and one.get("run") == last.get("run")]
+        if not starts or starts[-1].get("workload") != _attempted(run):
+            return "no", f"{_at(run)}The journal does not show the start of this run of {_attempted(run)}."
+    by_length = sorted(facts.runs, key=lambda run: len(run.journal))
+    for shorter, longer in pairwise(by_length):
+        if longer.journal[: len(shorter.journal)] != shorter.journal:
+            return "no", (
+                f"The journals of {shorter.name} and {longer.name} part: an attempt was left out of one of them, or "
+                "they stand in different reports folders."
+            )
+    return _attempts(facts, by_length[-1], bench)
+
+
+def _attempted(run: RunFacts) -> str:
+    """What the journal calls it: a preflight measures on the shapes of a workload and is no attempt at it."""
+    return run.kind if run.kind == "preflight" else run.workload
+
+
+def _attempts(facts: BundleFacts, longest: RunFacts, bench: Bench) -> Reply:
+    # A run that goes on from its own checkpoint is no further attempt.
+    starts = [entry for entry in longest.journal if entry.get("event") == "started" and "resumes" not in entry]
+    ended = {entry.get("run") for entry in longest.journal if entry.get("event") == "ended"}
+    told = []
+    for workload in sorted({_attempted(run) for run in facts.runs}):
+        count = sum(entry.get("workload") == workload for entry in starts)
+        here = sum(_attempted(run) == workload for run in facts.runs)
+        accepted = None if bench.policy is None else bench.policy.workloads.get(workload)
+        if accepted is not None and accepted.max_attempts is not None and count > accepted.max_attempts:
+            return "no", (
+                f"The journal shows {count} attempts of {workload}, {here} of them in this bundle; the policy allows "
+                f"{accepted.max_attempts}."
+            )
+        told.append(f"{_count(count, 'attempt')} of {workload}, {here} of them here")
+    open_ended = sum(entry.get("run") not in ended for entry in starts)
+    unended = f"; {open_ended} never ended" if open_ended else ""
+    return "yes", f"Its chain holds: {', '.join(told)}{unended}."
+
+
+def _devices(facts: BundleFacts) -> Reply:
+    compared = facts.predicate["devices"]
+    if not compared["same"]:
+        return "no", f"The runs used different devices: {' '.join(compared['differences'][:SHOWN])}"
+    return "yes", f"All {len(facts.runs)} runs were made on one set of devices."
+
+
+def _runs(facts: BundleFacts, bench: Bench) -> Reply:
+    for first, second in combinations(facts.runs, 2):
+        if first.attempt == second.attempt:
+            return "no", f"{first.name} and {second.name} are one and the same run."
+    if bench.policy is None:
+        return "open", f"{len(facts.runs)} here; how many are required, only a policy says."
+    kinds = Counter((run.workload, run.kind == "preflight") for run in facts.runs)
+    trained = sorted({workload for workload, preflight in kinds if not preflight})
+    if not trained:
+        return "no", "The bundle holds no training run."
+    preflights = sum(count for (_, preflight), count in kinds.items() if preflight)
+    for workload in trained:
+        accepted = bench.policy.workloads.get(workload)
+        if accepted is None:
+            return "no", f"The policy does not accept the workload {workload}."
+        for count, needed, what in (
+            (kinds[workload, False], accepted.runs, f"runs of {workload}"),
+            (preflights, accepted.preflights, f"preflights for {workload}"),
+        ):
+            if count < needed:
+                return "no", f"The bundle holds {count} {what}; the policy requires {needed}."
+    return "yes", f"{_count(len(facts.runs), 'run')}, as the policy requires of {', '.join(trained)}."
+
+
+# --- the challenge ---------------------------------------------------------------------------------------------------
+
+
+def _challenge(facts: BundleFacts, vendor: str, bench: Bench) -> Reply:
+    trained = [run for run in facts.runs if run.kind != "preflight"]
+    without = [run for run in trained if run.challenge is None]
+    policy = bench.policy
+    if without and policy is not None and policy.challenge_required:
+        return "no", f"{_at(without[0])}The run answers no challenge, and the policy requires one."
+    answering = [run for run in trained if run.challenge is not None]
+    if not answering:
+        return ("open", "The run answers no challenge.") if policy is None else ("yes", "The policy requires none.")
+    for run in answering:
+        try:
+            fault = _challenge_fault(run, run.challenge or b"", vendor, bench)
+        except ConformanceError as error:
+            fault = str(error)
+        if fault:
+            return "no", f"{_at(run)}{fault}"
+    if policy is None:
+        return "open", "The seed is the challenge's; whether a lab issued it, and it is fresh, only a policy says."
+    if bench.spent is None:
+        return "open", "The lab's own, in time and answered; whether it was spent, only the lab's list tells: --spent."
+    for nonce in _nonces(facts):
+        if bench.spent.get(nonce, facts.report_id) != facts.report_id:
+            return "no", f"The challenge {nonce[:16]} was spent by the report {bench.spent[nonce]}."
+    return "yes", "The lab's own, for this vendor, in time, answered by its seed, and not spent."
+
+
+def _nonces(facts: BundleFacts) -> tuple[str, ...]:
+    """The nonces that the runs' own files carry, whatever the reports say."""
+    found = set()
+    for run in facts.runs:
+        with contextlib.suppress(ConformanceError):  # a malformed one is refused as an answer
+            found |= {challenges.parse(run.challenge).nonce} if run.challenge is not None else set()
+    return tuple(sorted(found))
+
+
+def _challenge_fault(run: RunFacts, envelope: bytes, vendor: str, bench: Bench) -> str:
+    """What is wrong with a run's answer; empty where nothing is."""
+    challenge = challenges.parse(envelope)
+    if run.workload not in challenge.workloads:
+        return f"The challenge is for {', '.join(challenge.workloads)}, not for {run.workload}."
+    wanted = challenges.seed(challenge.nonce, run.workload)
+    if run.seed != wanted:
+        return f"The run's seed is {run.seed}; the challenge's is {wanted}."
+    environment = run.predicate["environment"]
+    started, ended = _moment(environment.get("started")), _moment(environment.get("ended"))
+    if started is None or ended is None:
+        return "The run does not tell when it started and ended."
+    if started < challenge.issued or ended > challenge.expires:
+        return (
+            f"The run went from {_time(started)} to {_time(ended)}; the challenge was issued {_time(challenge.issued)} "
+            f"and expired {_time(challenge.expires)}."
+        )
+    if ended > bench.now:
+        return f"The run ended {_time(ended)}, which is still to come."
+    return "" if bench.policy is None else _issuer_fault(challenge, envelope, vendor, bench.policy)
+
+
+def _issuer_fault(challenge: challenges.Challenge, envelope: bytes, vendor: str, policy: Policy) -> str:
+    signed = dsse.verify(envelope, policy.public_keys(LAB), payload_type=challenges.PAYLOAD_TYPE)
+    for name in sorted(signed.key_ids):
+        if fault := _key_fault(policy.keys[name], challenge.issued):
+            return fault
+    if challenge.vendor != vendor:
+        return f"The challenge was issued to {quoted(challenge.vendor)}; the bundle is of {quoted(vendor)}."
+    return ""
+
+
+# --- who signed ------------------------------------------------------------------------------------------------------
+
+
+def _signers(facts: BundleFacts, policy: Policy) -> tuple[list[Key], list[str]]:
+    """The policy's keys that signed the bundle, and the ids of the others."""
+    known = {**facts.own_keys, **policy.public_keys()}
+    signed = dsse.verify(facts.envelope, known, payload_type=statement.PAYLOAD_TYPE)
+    named = sorted(signed.key_ids & policy.keys.keys())
+    return [policy.keys[name] for name in named], sorted((signed.key_ids | signed.unknown_key_ids) - set(named))
+
+
+def _vendor(facts: BundleFacts, bench: Bench) -> str:
+    """Name of the vendor by the key that signed."""
+    if bench.policy is None:
+        return ""
+    try:
+        keys, _ = _signers(facts, bench.policy)
+    except ConformanceError:
+        return ""
+    return next((key.name for key in keys if key.role == "vendor"), "")
+
+
+def _trust(facts: BundleFacts, bench: Bench) -> Reply:
+    if bench.policy is None:
+        return "open", "No policy was given, so nobody vouches for the key."
+    try:
+        keys, others = _signers(facts, bench.policy)
+    except ConformanceError as error:
+        return "no", str(error)
+    if not keys:
+        return "no", f"No key of the policy signed the bundle, only {', '.join(others)}."
+    # Also the keys of a submission's runs, where the policy knows them.
+    for name in sorted({key.id for key in keys} | (facts.own_keys.keys() & bench.policy.keys.keys())):
+        if fault := _key_fault(bench.policy.keys[name], bench.now):
+            return "no", fault
+    roles = [key.role for key in keys]
+    if missing := [role for role in bench.policy.required_roles if role not in roles]:
+        return "no", f"The policy requires a signature in the role {missing[0]}; there are: {', '.join(roles)}."
+    vendors = sorted({key.name for key in keys if key.role == "vendor"})
+    if len(vendors) > 1:
+        return "no", f"Keys of several vendors signed: {', '.join(map(quoted, vendors))}."
+    if facts.submission and vendors != [facts.predicate["vendor"]]:
+        signer = ", ".join(map(quoted, vendors)) or "no vendor"
+        return "no", f"The submission is by {quoted(facts.predicate['vendor'])}, and signed by {signer}."
+    told = ", ".join(f"{quoted(key.name)} as {key.role} ({key.id[:16]})" for key in keys)
+    return "yes", f"Signed by {told}{f'; further keys unknown to the policy: {len(others)}' if others else ''}."
+
+
+def _key_fault(key: Key, when: datetime) -> str:
+    """Why a key is not accepted; empty where it is. Whenever a revoked one signed: who has it can antedate."""
+    if key.revoked is not None:
+        return f"The key {key.id} of {quoted(key.name)} is revoked: {key.revoked}"
+    if not key.valid_from <= when <= key.valid_until:
+        return (
+            f"The key {key.id} of {quoted(key.name)} is valid from {_time(key.valid_from)} to "
+            f"{_time(key.valid_until)}, not at {_time(when)}."
+        )
+    return ""
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def _at(run: RunFacts) -> str:
+    return f"{run.name}: " if run.name else ""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
+
+
+def _told(waived: Sequence[str]) -> str:
+    return "".join(f" {sentence}." for sentence in waived)
+
+
+def _time(moment: datetime) -> str:
+    return moment.astimezone(timezone.utc).strftime(challenges.TIME_FORMAT)
+
+
+def _moment(text: object) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return moment if moment.tzinfo is not None and math.isfinite(moment.timestamp()) else None

@@ -1,0 +1,179 @@
+"""A lab with a policy, a vendor with a key, and a real rehearsal that answers the lab's challenge.
+
+Loaded with runpy by the tests that need them; what each test changes, it changes in the open.
+"""
+
+import json
+import shutil
+from datetime import datetime, timedelta, timezone
+from itertools import pairwise
+from pathlib import Path
+
+from conformance import __version__, evidence, journal, strictjson
+from conformance.bundle import policy
+from conformance.bundle.pack import pack, submit
+from conformance.bundle.trust import Bench
+from conformance.evidence import RunDirectory
+from conformance.judgement import judge
+from conformance.report import challenge, dsse, keys
+from conformance.report.build import suite_digest, write_report
+from conformance.selftest.run import end_journal, good_run, refresh  # noqa: F401
+from conformance.spec import load_workload
+
+# The fixture's run went from 21:19 to 21:20 that day.
+ISSUED = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
+NOW = datetime(2026, 11, 24, 12, tzinfo=timezone.utc)
+VENDOR = "Example Silicon"
+WORKLOAD = "tiny-perf"
+STATED = {
+    "system_name": "bench one",
+    "availability": "research",
+    "processor": "AMD EPYC",
+    "processors_per_node": 1,
+    "cores_per_node": 2,
+    "memory_gib_per_node": 8.0,
+    "storage": "one local disk",
+    "accelerator_memory": "none",
+    "accelerator_interconnect": "none",
+    "driver": "none",
+    "firmware": "none",
+    "network": "none",
+    "network_ports_per_node": "none",
+    "topology": "one node",
+    "power_watts_per_node": 200,
+    "cooling": "air",
+    "operating_system": "Debian 12",
+}
+
+
+class Lab:
+    """Keys by name, and what is made with them, in one folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.path = {name: folder / f"{name}.pem" for name in ("lab", "vendor", "operator", "stranger", "second")}
+        self.key = {name: keys.generate_key(path) for name, path in self.path.items()}
+
+    def public(self, name):
+        return keys.public_pem(self.key[name].public_key()).decode()
+
+    def key_id(self, name):
+        return keys.key_id(self.key[name].public_key())
+
+    def entry(self, name, role, holder, **changes):
+        entry = {
+            "public_key": self.public(name),
+            "name": holder,
+            "role": role,
+            "valid_from": "2026-01-01T00:00:00Z",
+            "valid_until": "2027-01-01T00:00:00Z",
+            "revoked": None,
+        }
+        return {**entry, **changes}
+
+    def document(self):
+        """A policy that accepts the honest bundle."""
+        return {
+            "version": 1,
+            "name": "Example Lab",
+            "issued": "2026-11-01T00:00:00Z",
+            "expires": "2027-11-01T00:00:00Z",
+            "keys": [
+                self.entry("lab", "lab", "Example Lab"),
+                self.entry("vendor", "vendor", VENDOR),
+                self.entry("operator", "operator", "Example Site"),
+            ],
+            "required_roles": ["vendor"],
+            "challenge_required": True,
+            "suites": [{"version": __version__, "tree_digest": suite_digest()}],
+            "workloads": [
+                {
+                    "name": WORKLOAD,
+                    "digest": load_workload(WORKLOAD).digest,
+                    "runs": 1,
+                    "preflights": 0,
+                    "max_attempts": 3,
+                }
+            ],
+            "data": [],
+            "floors": [],
+            "patches": [],
+            "waivers": [],
+            "limits": {"members": 10000, "member_bytes": 2**30, "total_bytes": 2**31},
+        }
+
+    def envelope(self, document, signer="lab"):
+        payload = strictjson.dumps(document)
+        return dsse.sign(payload, policy.PAYLOAD_TYPE, [self.key[signer]])
+
+    def bench(self, change=lambda document: None, *, now=NOW, spent=None):
+        document = self.document()
+        change(document)
+        return Bench(policy.load(self.envelope(document)), now, {} if spent is None else spent)
+
+    def challenge(self, vendor=VENDOR, workloads=(WORKLOAD,), *, issued=ISSUED, days=14, signer="lab"):
+        return challenge.issue(vendor, list(workloads), timedelta(days=days), issued, self.key[signer])
+
+    def run(self, name="first", envelope=None, *, answer=True):
+        """A run that answers a challenge, as the suite leaves it before it is judged."""
+        folder = self.folder / f"of-{name}"
+        folder.mkdir()
+        run = good_run(folder)
+        run = run.rename(self.folder / name)
+        if answer:
+            envelope = self.challenge() if envelope is None else envelope
+            (run / evidence.CHALLENGE).write_bytes(envelope)
+            seed = challenge.seed(challenge.parse(envelope).nonce, WORKLOAD)
+            edit(run / evidence.REQUEST, lambda request: request.update(seed=seed))
+            # InternEvo prints the seed that it was given, and log-head holds it against the request.
+            log = run / "logs/node0/rank0.log"
+            log.write_text(log.read_text().replace(": 1024,", f": {seed},"))
+        refresh(run)
+        return run
+
+    def bundle(self, run=None, *, signer="vendor", name="x.tar"):
+        """Judge, sign and pack one run, as its maker does."""
+        run = self.run() if run is None else run
+        write_report(run, judge(RunDirectory(run)), self.path[signer])
+        pack(run, self.folder / name)
+        return self.folder / name
+
+    def submission(self, runs, *, vendor=VENDOR, signer="vendor", name="s.tar", chain=True, stated=STATED):
+        """Several runs under one statement; their journals are one chain, in this order."""
+        for earlier, later in pairwise(runs) if chain else ():
+            go_on(earlier, later)
+        for run in runs:
+            write_report(run, judge(RunDirectory(run)), self.path[signer])
+        submit(runs, vendor, stated, self.key[signer], False, self.folder / name)
+        return self.folder / name
+
+    def preflight(self, after):
+        """A real preflight, journalled after a run in the same reports folder."""
+        run = self.folder / "preflight"
+        shutil.copytree(Path(good_run.__code__.co_filename).parents[2] / "fixtures" / "tiny-preflight-run", run)
+        shutil.copyfile(after / evidence.JOURNAL, run / evidence.JOURNAL)
+        journal.append(run / evidence.JOURNAL, "started", "preflight", workload="preflight", shapes=WORKLOAD)
+        digest = evidence.attempt_digest(RunDirectory(run))
+        journal.append(run / evidence.JOURNAL, "ended", "preflight", outcome="ended", evidence=digest)
+        return run
+
+
+def edit(path, change):
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def go_on(earlier, later):
+    """Continue the journal of one run with the attempt of another."""
+    shutil.copyfile(earlier / evidence.JOURNAL, later / evidence.JOURNAL)
+    attempt(later / evidence.JOURNAL, later.name, evidence=evidence.attempt_digest(RunDirectory(later)))
+
+
+def attempt(path, name, outcome="ended", **details):
+    journal.append(path, "started", name, workload=WORKLOAD, plan="0" * 64)
+    journal.append(path, "ended", name, outcome=outcome, **details)
+
+
+def answers(verification):
+    return {answer.id: answer.answer for answer in verification.answers}

@@ -1,0 +1,119 @@
+"""Challenges: what a lab signs before a run."""
+
+import json
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from conformance import strictjson
+from conformance.errors import ChallengeError, ConformanceError, EvidenceError
+from conformance.report import challenge, dsse
+
+KEY = Ed25519PrivateKey.generate()
+NOW = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
+
+
+def issue(vendor="ACME", workloads=("tiny-perf",), days=14):
+    return challenge.issue(vendor, list(workloads), timedelta(days=days), NOW, KEY)
+
+
+def test_it_reads_back_as_issued_and_no_two_are_alike():
+    first, second = challenge.parse(issue()), challenge.parse(issue())
+    assert (first.vendor, first.workloads) == ("ACME", ("tiny-perf",))
+    assert (first.issued, first.expires) == (NOW, NOW + timedelta(days=14))
+    assert len(bytes.fromhex(first.nonce)) == 32
+    assert first.nonce != second.nonce
+
+
+def test_the_seed_is_a_fixed_function_of_nonce_and_workload():
+    """Two labs, and a lab and a vendor, must agree on it for ever."""
+    nonce = "00" * 32
+    assert challenge.seed(nonce, "tiny-perf") == 1962908497
+    assert challenge.seed(nonce, "tiny-perf") != challenge.seed(nonce, "llama2-7b-perf")
+    assert challenge.seed(nonce, "tiny-perf") != challenge.seed("01" * 32, "tiny-perf")
+    assert all(0 <= challenge.seed(f"{n:064x}", "w") < 2**31 for n in range(200))
+
+
+@pytest.mark.parametrize(
+    ("workload", "when", "reason"),
+    [
+        ("llama2-7b-perf", NOW, "is for tiny-perf, not for"),
+        ("tiny-perf", NOW + timedelta(days=14), "expired 2026-12-07"),
+    ],
+)
+def test_a_run_that_could_not_answer_does_not_start(workload, when, reason):
+    with pytest.raises(ChallengeError, match=reason):
+        challenge.require_valid(challenge.parse(issue()), workload, when)
+
+
+def test_a_run_that_can_answer_starts():
+    challenge.require_valid(challenge.parse(issue()), "tiny-perf", NOW + timedelta(days=13))
+
+
+FAULTS = {
+    "a short nonce": lambda d: d.update(nonce="00"),
+    "a nonce in capitals": lambda d: d.update(nonce="A" * 64),
+    "no workload": lambda d: d.update(workloads=[]),
+    "a field more": lambda d: d.update(relax=True),
+    "a field less": lambda d: d.pop("vendor"),
+    "another version": lambda d: d.update(version=2),
+    "over before it begins": lambda d: d.update(expires=d["issued"]),
+    "a day that does not exist": lambda d: d.update(expires="2026-02-30T00:00:00Z"),
+    "a newline after the time": lambda d: d.update(expires=d["expires"] + "\n"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_malformed_ones_are_refused(fault):
+    document = json.loads(dsse.parse(issue()).payload)
+    FAULTS[fault](document)
+    with pytest.raises(ConformanceError) as caught:
+        challenge.parse(dsse.sign(strictjson.dumps(document), challenge.PAYLOAD_TYPE, [KEY]))
+    assert str(caught.value).isprintable()
+
+
+def test_another_payload_type_is_no_challenge():
+    payload = dsse.parse(issue()).payload
+    with pytest.raises(ChallengeError, match="of type 'text/plain'"):
+        challenge.parse(dsse.sign(payload, "text/plain", [KEY]))
+
+
+def test_a_file_that_is_absent_or_huge(tmp_path):
+    with pytest.raises(ChallengeError, match="cannot be read"):
+        challenge.read(tmp_path / "none")
+    (tmp_path / "huge").write_bytes(b" " * (challenge.MAX_BYTES + 1))
+    with pytest.raises(ChallengeError, match="more than"):
+        challenge.read(tmp_path / "huge")
+
+
+def test_what_a_report_says_of_it():
+    envelope = issue()
+    said = challenge.answered(envelope)
+    assert said == {"nonce": challenge.parse(envelope).nonce, "digest": challenge.parse(envelope).digest}
+    assert challenge.answered(None) is None
+
+
+def test_the_spent_list_grows_and_reads_back(tmp_path):
+    path = tmp_path / "spent.jsonl"
+    path.touch()
+    assert challenge.read_spent(path) == {}
+    challenge.append_spent(path, {"a" * 64: "1" * 64})
+    challenge.append_spent(path, {"b" * 64: "2" * 64})
+    assert challenge.read_spent(path) == {"a" * 64: "1" * 64, "b" * 64: "2" * 64}
+
+
+ONE, ANOTHER = '{"nonce": "n", "report_id": "1"}\n', '{"nonce": "n", "report_id": "2"}\n'
+
+
+@pytest.mark.parametrize("text", ["{}\n", "[]\n", '{"nonce": 1, "report_id": "x"}\n', ONE + ANOTHER])
+def test_a_spoilt_spent_list_is_no_empty_one(tmp_path, text):
+    path = tmp_path / "spent.jsonl"
+    path.write_text(text)
+    with pytest.raises(EvidenceError, match="is not a new nonce"):
+        challenge.read_spent(path)
+
+
+def test_an_absent_spent_list_is_no_empty_one(tmp_path):
+    with pytest.raises(EvidenceError, match="Begin an empty one"):
+        challenge.read_spent(tmp_path / "none")
