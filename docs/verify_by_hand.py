@@ -16,12 +16,13 @@ key_id = hashlib.sha256(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).hexdig
 
 found = {}
 with tarfile.open(sys.argv[1]) as archive:
-    envelope = json.load(archive.extractfile("report.dsse.json"))
+    first = archive.next().name
+    envelope = json.load(archive.extractfile(first))
     for member in archive:
         if not member.isreg() or member.name in found:
             sys.exit(f"REFUSED: {member.name} is no plain file, or occurs twice")
         found[member.name] = hashlib.sha256(archive.extractfile(member).read()).hexdigest()
-del found["report.dsse.json"]
+del found[first]
 
 payload = base64.b64decode(envelope["payload"])
 signatures = [s["sig"] for s in envelope["signatures"] if s["keyid"] == key_id]

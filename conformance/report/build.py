@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -14,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 from conformance import __version__, evidence, journal
 from conformance.checks.finding import Finding
 from conformance.evidence import RunDirectory
-from conformance.judgement import Judgement
-from conformance.report import dsse, html, keys, statement
+from conformance.judgement import Judgement, read_tasks
+from conformance.report import challenge, dsse, html, keys, statement
 
 if TYPE_CHECKING:  # it moved to another module in Python 3.14
     from importlib.abc import Traversable
+
+PREFLIGHT = "preflight"
 
 
 def local_key_path() -> Path:
@@ -54,34 +58,52 @@ def write_report(run: Path, judgement: Judgement, signing_key: Path | None) -> t
     )
     (run / evidence.SIGNER).write_bytes(keys.public_pem(key.public_key()))
     files = RunDirectory(run)
-    predicate = build_predicate(files, judgement, self_issued)
+    predicate = build_predicate(files, judgement, signed_now(self_issued))
     payload = statement.build(predicate, evidence.digests(files))
     (run / evidence.REPORT).write_bytes(dsse.sign(payload, statement.PAYLOAD_TYPE, [key]))
     report_id = statement.report_id(payload)
-    (run / "report.html").write_text(html.render(predicate, report_id, judgement.steps), encoding="utf-8")
+    page = html.render(predicate, report_id, judgement.steps, _attempts(files).entries)
+    (run / "report.html").write_text(page, encoding="utf-8")
     return report_id, keys.key_id(key.public_key()), self_issued
 
 
-def build_predicate(files: evidence.Evidence, judgement: Judgement, self_issued: bool) -> dict[str, Any]:
+def signed_now(self_issued: bool) -> dict[str, Any]:
+    """What a statement says of its signing.
+
+    Args:
+        self_issued: Whether the signing key is the machine's own.
+
+    Returns:
+        That, and the time.
+    """
+    return {"self_issued": self_issued, "time": datetime.now(timezone.utc).strftime(challenge.TIME_FORMAT)}
+
+
+def this_suite() -> dict[str, str]:
+    """What a statement says of the suite that writes it.
+
+    Returns:
+        Name, version and tree digest.
+    """
+    return {"name": "internevo-conformance", "version": __version__, "tree_digest": suite_digest()}
+
+
+def build_predicate(files: evidence.Evidence, judgement: Judgement, signer: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a report: a pure function of the evidence and its judgement.
 
     Args:
         files: The run's evidence.
         judgement: What it says.
-        self_issued: Whether the signing key is the machine's own.
+        signer: What the report says of its signing, as :func:`signed_now` gives it.
 
     Returns:
         The predicate, as schema/report-v1.schema.json describes it.
     """
     plan = judgement.plan
-    record = evidence.read_json(files, evidence.RUN)
-    ranks = [evidence.read_json(files, name) for name in files.names() if name.startswith("environment/rank")]
-    with files.open(evidence.JOURNAL) as stream:
-        attempts = journal.parse(stream.read(journal.MAX_JOURNAL_BYTES + 1))
-    first: Mapping[str, Any] = ranks[0] if ranks else {}
-    source = record["internevo"]
+    names = files.names()
+    attempts = _attempts(files)
     return {
-        "suite": {"name": "internevo-conformance", "version": __version__, "tree_digest": suite_digest()},
+        "suite": this_suite(),
         "workload": {
             "name": plan.workload.name,
             "digest": plan.workload.digest,
@@ -89,6 +111,30 @@ def build_predicate(files: evidence.Evidence, judgement: Judgement, self_issued:
             "readings": [dataclasses.asdict(reading) for reading in plan.workload.readings],
         },
         "plan": plan.to_json(),
+        **(_of_preflight(files) if evidence.PREFLIGHT in names else _of_training(files, plan.workload.kind)),
+        "findings": [finding_json(finding) for finding in judgement.findings],
+        "metrics": dict(judgement.metrics),
+        "journal": {"entries": len(attempts.entries), "head": attempts.head},
+        "challenge": challenge.answered(_challenge(files)),
+        "verdict": judgement.verdict.value,
+        "redactions": _redactions(files),
+        "signer": dict(signer),
+    }
+
+
+def _attempts(files: evidence.Evidence) -> journal.Journal:
+    with files.open(evidence.JOURNAL) as stream:
+        return journal.parse(stream.read(journal.MAX_JOURNAL_BYTES + 1))
+
+
+def _of_training(files: evidence.Evidence, kind: str) -> dict[str, Any]:
+    record = evidence.read_json(files, evidence.RUN)
+    ranks = [evidence.read_json(files, name) for name in files.names() if name.startswith("environment/rank")]
+    first: Mapping[str, Any] = ranks[0] if ranks else {}
+    source = record["internevo"]
+    hosts = {rank["host"]: {"host": rank["host"], "kernel": rank.get("kernel", "")} for rank in ranks}
+    return {
+        "kind": kind,
         "internevo": {
             **{name: source[name] for name in ("kind", "version", "tag", "tree", "pristine")},
             "patches": [
@@ -105,15 +151,66 @@ def build_predicate(files: evidence.Evidence, judgement: Judgement, self_issued:
             "ended": record["ended"],
             "python": first.get("python", ""),
             "packages": first.get("packages", {}),
+            "hosts": [hosts[name] for name in sorted(hosts)],
         },
-        "findings": [finding_json(finding) for finding in judgement.findings],
-        "metrics": dict(judgement.metrics),
-        "journal": {"entries": len(attempts.entries), "head": attempts.head},
-        "challenge": None,
-        "verdict": judgement.verdict.value,
-        "redactions": [],
-        "signer": {"self_issued": self_issued},
     }
+
+
+# What a node tells of itself, as far as it describes the system and not the moment.
+HOST_FACTS = ("host", "processor", "processors", "cores", "memory_bytes", "system", "rdma_ports")
+
+
+def _of_preflight(files: evidence.Evidence) -> dict[str, Any]:
+    setup = evidence.read_json(files, evidence.PREFLIGHT)
+    processes = read_tasks(files).get("host", [])
+    records = [(process["rank"], record) for process in processes for record in process["records"]]
+    hosts = {node: record for node, record in records if record["kind"] == "host"}
+    software: Mapping[str, str] = next((host["software"] for host in hosts.values()), {})
+    return {
+        "kind": PREFLIGHT,
+        "internevo": None,
+        "devices": [
+            {
+                "host": hosts[node]["host"] if node in hosts else "",
+                "plugin": setup["device"],
+                **{name: str(value) for name, value in record.items() if name != "kind"},
+            }
+            for node, record in records
+            if record["kind"] == "identity" and {"vendor", "model"} <= record.keys()
+        ],
+        "environment": {
+            "started": setup["started"],
+            "python": software.get("python", ""),
+            "packages": {name: version for name, version in software.items() if name not in ("python", "kernel")},
+            "hosts": [
+                {
+                    "kernel": host["software"].get("kernel", ""),
+                    **{name: host[name] for name in HOST_FACTS if host.get(name)},
+                }
+                for _, host in sorted(hosts.items())
+            ],
+        },
+    }
+
+
+def _challenge(files: evidence.Evidence) -> bytes | None:
+    if evidence.CHALLENGE not in files.names():
+        return None
+    with files.open(evidence.CHALLENGE) as stream:
+        return stream.read(challenge.MAX_BYTES + 1)
+
+
+def _redactions(files: evidence.Evidence) -> list[dict[str, Any]]:
+    """What was replaced, also in the segments of a resumed run, whose lists name files as they were called then."""
+    found = []
+    for name in files.names():
+        match = re.fullmatch(r"environment/(segment\d+/)?redactions\.json", name)
+        if match:
+            segment = match[1] or ""
+            for one in evidence.read_json(files, name)["redactions"]:
+                folder, rest = one["file"].split("/", 1)
+                found.append({**one, "file": f"{folder}/{segment}{rest}"})
+    return sorted(found, key=lambda one: (one["file"], one["rule"]))
 
 
 def finding_json(finding: Finding) -> dict[str, Any]:

@@ -97,6 +97,23 @@ def load_or_create_local_key(path: Path) -> tuple[Ed25519PrivateKey, bool]:
     return load_private_key(path), False
 
 
+def passphrase_from(variable: str | None) -> str | None:
+    """Take a passphrase from the environment, where no process list shows it.
+
+    Args:
+        variable: Name of the environment variable; None for no passphrase.
+
+    Returns:
+        The passphrase.
+
+    Raises:
+        KeyFileError: The variable is not set.
+    """
+    if variable is not None and variable not in os.environ:
+        raise KeyFileError(f"The environment variable {variable} is not set.", "Set it, or drop --passphrase-env.")
+    return None if variable is None else os.environ[variable]
+
+
 def load_private_key(path: Path, passphrase: str | None = None) -> Ed25519PrivateKey:
     """Load a private key that nobody but its owner may read.
 
@@ -124,9 +141,17 @@ def load_private_key(path: Path, passphrase: str | None = None) -> Ed25519Privat
     except TypeError as error:
         locked = "is not encrypted, but a passphrase was given" if passphrase is not None else "is encrypted"
         raise KeyFileError(
-            f"The private key {path} {locked}.", "--passphrase-env names the variable that holds the passphrase."
+            f"The private key {path} {locked}.",
+            "--passphrase-env names the variable that holds the passphrase; a run signs only with a key that has none.",
         ) from error
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except UnsupportedAlgorithm as error:
+        if passphrase is None or load is not serialization.load_ssh_private_key:
+            raise KeyFileError(f"The private key {path} is of an unknown algorithm ({error}).") from error
+        raise KeyFileError(
+            f"The private key {path} is an encrypted OpenSSH key, and to decrypt one the package bcrypt is missing.",
+            "Run `pip install bcrypt`, or take the passphrase off a copy: ssh-keygen -p -N '' -f COPY",
+        ) from error
+    except ValueError as error:
         raise KeyFileError(
             f"{path} cannot be loaded as a private key: expected PEM (PKCS #8) or OpenSSH Ed25519, and the right "
             f"passphrase if it has one ({error})."

@@ -1,22 +1,19 @@
-"""The report's payload: an in-toto Statement v1 about every file of a bundle, held to a JSON Schema."""
+"""What is signed: an in-toto Statement v1 about every other file of a bundle, held to a JSON Schema.
+
+Two predicates exist: a report, about one run, and a submission, about several runs of one system.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from itertools import pairwise
 from typing import Any
 
-from jsonschema import Draft202012Validator
-from referencing import Registry
-
 from conformance import strictjson
 from conformance.errors import JsonError, SignatureError
-from conformance.strictjson import quoted
+from conformance.report import schemas
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -26,12 +23,31 @@ PREDICATE_TYPE = "https://internevo-conformance.invalid/report/v1"
 
 
 @dataclass(frozen=True)
-class Statement:
-    """A report as read from verified bytes.
+class Form:
+    """A kind of statement.
 
     Args:
-        subjects: SHA-256, in hex, of every file of the bundle but the report, by name.
-        predicate: What was run and found, as schema/report-v1.schema.json describes it.
+        name: What it is called.
+        predicate_type: URI of its predicate.
+        schema: Name and version of its schema in ``schema/``.
+    """
+
+    name: str
+    predicate_type: str
+    schema: str
+
+
+REPORT = Form("report", PREDICATE_TYPE, "report-v1")
+SUBMISSION = Form("submission", "https://internevo-conformance.invalid/submission/v1", "submission-v1")
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A report or submission as read from verified bytes.
+
+    Args:
+        subjects: SHA-256, in hex, of every file of the bundle but the statement, by name.
+        predicate: What was run and found, as the form's schema describes it.
         report_id: SHA-256, in hex, of the payload.
     """
 
@@ -40,12 +56,13 @@ class Statement:
     report_id: str
 
 
-def build(predicate: Mapping[str, Any], subjects: Mapping[str, str]) -> bytes:
+def build(predicate: Mapping[str, Any], subjects: Mapping[str, str], form: Form = REPORT) -> bytes:
     """Write the payload to sign.
 
     Args:
-        predicate: The report's content.
-        subjects: SHA-256, in hex, of every file of the bundle but the report, by name.
+        predicate: The statement's content.
+        subjects: SHA-256, in hex, of every file of the bundle but the statement, by name.
+        form: What the statement is.
 
     Returns:
         The statement as JSON, the same bytes for the same values.
@@ -57,19 +74,20 @@ def build(predicate: Mapping[str, Any], subjects: Mapping[str, str]) -> bytes:
     document = {
         "_type": STATEMENT_TYPE,
         "subject": [{"name": name, "digest": {"sha256": subjects[name]}} for name in sorted(subjects)],
-        "predicateType": PREDICATE_TYPE,
+        "predicateType": form.predicate_type,
         "predicate": predicate,
     }
-    payload = strictjson.dumps(document, what="The report")
-    load(payload)
+    payload = strictjson.dumps(document, what=f"The {form.name}")
+    load(payload, form)
     return payload
 
 
-def load(payload: bytes) -> Statement:
+def load(payload: bytes, form: Form = REPORT) -> Statement:
     """Read a payload, whose signature the caller has verified.
 
     Args:
         payload: The signed bytes.
+        form: What the statement has to be.
 
     Returns:
         The statement.
@@ -77,38 +95,21 @@ def load(payload: bytes) -> Statement:
     Raises:
         SignatureError: Not strict JSON, against the schema, or subjects out of order or doubled.
     """
+    what = f"The {form.name}"
     try:
-        document = strictjson.loads(payload, what="The report")
+        document = strictjson.loads(payload, what=what)
     except JsonError as error:
         raise SignatureError(error.message) from error
-    validate(document)
+    schemas.check(document, form.schema, what, SignatureError)
     names = [subject["name"] for subject in document["subject"]]
     if any(first >= second for first, second in pairwise(names)):
-        raise SignatureError("The report is refused: its subjects are not in strictly ascending order of names.")
+        raise SignatureError(f"{what} is refused: its subjects are not in strictly ascending order of names.")
     subjects = {subject["name"]: subject["digest"]["sha256"] for subject in document["subject"]}
     return Statement(subjects, document["predicate"], report_id(payload))
 
 
-def validate(document: object) -> None:
-    """Hold a statement against schema/report-v1.schema.json.
-
-    Args:
-        document: The parsed statement.
-
-    Raises:
-        SignatureError: It breaks the schema; names the place and the rule.
-    """
-    error = next(_validator().iter_errors(document), None)
-    if error is not None:
-        place = error.json_path.removeprefix("$.") if error.json_path != "$" else "the top level"
-        raise SignatureError(
-            f"The report is refused: at {quoted(place)}, {error.validator} of the schema (version 1) is broken: "
-            f"{quoted(error.message, 200)}."
-        )
-
-
 def report_id(payload: bytes) -> str:
-    """Name a report.
+    """Name a report or submission.
 
     Args:
         payload: The signed bytes.
@@ -117,10 +118,3 @@ def report_id(payload: bytes) -> str:
         Their SHA-256 in hex.
     """
     return hashlib.sha256(payload).hexdigest()
-
-
-@cache
-def _validator() -> Draft202012Validator:
-    text = resources.files("conformance.report").joinpath("schema/report-v1.schema.json").read_text("utf-8")
-    # An explicit empty registry: the default one would fetch a foreign $ref over the network.
-    return Draft202012Validator(json.loads(text), registry=Registry())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import os
 import stat
 import subprocess
@@ -107,6 +108,22 @@ def test_openssh_keys_load(tmp_path: Path) -> None:
     public = write(tmp_path / "id_ed25519.pub", line + b" me@host\n")
     loaded = keys.load_private_key(private)
     assert keys.key_id(loaded.public_key()) == keys.key_id(keys.load_public_key(public))
+
+
+def test_an_encrypted_openssh_key_is_decrypted_or_says_what_that_needs(tmp_path: Path) -> None:
+    path = tmp_path / "id_ed25519"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "open sesame", "-f", path], check=True)
+    with pytest.raises(KeyFileError, match="is encrypted"):
+        keys.load_private_key(path)
+    if importlib.util.find_spec("bcrypt"):
+        key = keys.load_private_key(path, "open sesame")
+        assert keys.key_id(key.public_key()) == keys.key_id(keys.load_public_key(tmp_path / "id_ed25519.pub"))
+    else:
+        with pytest.raises(KeyFileError, match=r"the package bcrypt is missing.*ssh-keygen -p"):
+            keys.load_private_key(path, "open sesame")
+    subprocess.run(["ssh-keygen", "-q", "-p", "-P", "open sesame", "-N", "", "-f", path], check=True)
+    key = keys.load_private_key(path)
+    assert keys.key_id(key.public_key()) == keys.key_id(keys.load_public_key(tmp_path / "id_ed25519.pub"))
 
 
 def test_openssl_keys_load(tmp_path: Path) -> None:

@@ -14,14 +14,16 @@ from jsonschema import Draft202012Validator
 from conformance import strictjson
 from conformance.checks.finding import Result, Verdict
 from conformance.errors import JsonError, SignatureError
-from conformance.report import statement
+from conformance.report import schemas, statement
 
-SCHEMA = json.loads(resources.files("conformance.report").joinpath("schema/report-v1.schema.json").read_text("utf-8"))
+SCHEMA_FOLDER = resources.files("conformance.report").joinpath("schema")
+SCHEMA = json.loads(SCHEMA_FOLDER.joinpath("report-v1.schema.json").read_text("utf-8"))
 SUBJECTS = {"logs/node0/rank0.log": "a" * 64, "configs/plan.json": "b" * 64}
 READING = {"id": "batch", "says": "32 cards", "also": "128 cards", "taken": "1024 on both", "source": "README"}
 PATCH = {"id": "ipv4", "reason": "Python refuses the address", "digest": "c" * 64}
 PREDICATE: dict[str, Any] = {
     "suite": {"name": "internevo-conformance", "version": "0.1.0", "tree_digest": "0" * 64},
+    "kind": "perf",
     "workload": {"name": "llama2-7b-perf", "digest": "1" * 64, "official": True, "readings": [READING]},
     "plan": {"cards": 8},
     "internevo": {
@@ -38,10 +40,10 @@ PREDICATE: dict[str, Any] = {
     "findings": [{"check": "tgs", "result": "PASS", "message": "3345 tokens/s.", "value": 3345.7, "margin": None}],
     "metrics": {"tgs": 3345.7},
     "journal": {"entries": 2, "head": "d" * 64},
-    "challenge": None,
+    "challenge": {"nonce": "9" * 64, "digest": "8" * 64},
     "verdict": "CONFORMANT",
-    "redactions": [{"rule": "address", "count": 3}],
-    "signer": {"self_issued": True},
+    "redactions": [{"rule": "address", "file": "logs/node0/rank0.log", "count": 3}],
+    "signer": {"self_issued": True, "time": "2026-11-23T21:20:39Z"},
 }
 
 
@@ -102,8 +104,6 @@ OPTIONAL = {
     "devices.0.uuid",
     "internevo.kernels.0.name",
     "internevo.kernels.0.provider",
-    "redactions.0.rule",
-    "redactions.0.count",
 }
 
 
@@ -145,6 +145,10 @@ WRONG = {
     "margin text": ("findings.0.margin", "0.1"),
     "message long": ("findings.0.message", "x" * 10_001),
     "challenge a text": ("challenge", "nonce"),
+    "challenge of other fields": ("challenge", {"nonce": "9" * 64, "seed": 1}),
+    "kind unknown": ("kind", "inference"),
+    "redaction of nothing": ("redactions.0.count", 0),
+    "time with a zone": ("signer.time", "2026-11-23T21:20:39+00:00"),
     "patch without a digest": ("internevo.patches.0", {"id": "a", "reason": "b"}),
 }
 
@@ -224,9 +228,11 @@ def nodes(value: Any) -> Iterator[dict[str, Any]]:
         yield from nodes(inner)
 
 
-def test_the_schema_is_sound_local_and_anchored() -> None:
-    Draft202012Validator.check_schema(SCHEMA)
-    found = list(nodes(SCHEMA))
+@pytest.mark.parametrize("name", ["report-v1", "submission-v1"])
+def test_the_schema_is_sound_local_and_anchored(name: str) -> None:
+    schema = json.loads(SCHEMA_FOLDER.joinpath(f"{name}.schema.json").read_text("utf-8"))
+    Draft202012Validator.check_schema(schema)
+    found = list(nodes(schema))
     references = [node["$ref"] for node in found if isinstance(node.get("$ref"), str)]
     assert references
     assert all(reference.startswith("#/$defs/") for reference in references)
@@ -244,7 +250,7 @@ def test_a_foreign_reference_never_opens_the_network(monkeypatch: pytest.MonkeyP
     opened: list[object] = []
     monkeypatch.setattr("urllib.request.urlopen", lambda *arguments, **_: opened.append(arguments))
     monkeypatch.setattr("socket.create_connection", lambda *arguments, **_: opened.append(arguments))
-    validator = statement._validator().evolve(schema={"$ref": "https://example.com/schema.json"})
+    validator = schemas._validator("report-v1").evolve(schema={"$ref": "https://example.com/schema.json"})
     with pytest.raises(Exception, match="Unresolvable"):
         validator.validate({})
     assert opened == []

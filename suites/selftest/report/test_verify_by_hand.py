@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 
@@ -26,15 +26,15 @@ def key(tmp_path: Path) -> Path:
     return tmp_path / "vendor.pem"
 
 
-def envelope(key: Path, signers: int = 1) -> bytes:
-    """A signed statement about FILES; its predicate is of no interest here."""
+def envelope(key: Path, signers: int = 1, files: Mapping[str, bytes] = FILES) -> bytes:
+    """A signed statement about files; its predicate is of no interest here."""
     document = {
         "_type": statement.STATEMENT_TYPE,
-        "subject": [{"name": name, "digest": {"sha256": sha256(FILES[name]).hexdigest()}} for name in sorted(FILES)],
+        "subject": [{"name": name, "digest": {"sha256": sha256(files[name]).hexdigest()}} for name in sorted(files)],
         "predicateType": statement.PREDICATE_TYPE,
         "predicate": {},
     }
-    others = [keys.generate_key(key.with_name(f"other{number}.pem")) for number in range(signers - 1)]
+    others = [keys.generate_key(key.with_name(f"other{number}-{signers}.pem")) for number in range(signers - 1)]
     return dsse.sign(strictjson.dumps(document), statement.PAYLOAD_TYPE, [keys.load_private_key(key), *others])
 
 
@@ -79,6 +79,17 @@ FAULTS: dict[str, Callable[[bytes], dict[str, bytes]]] = {
     "file missing": lambda report: {"report.dsse.json": report, **dict(list(FILES.items())[1:])},
     "payload changed": lambda report: {"report.dsse.json": other_payload(report), **FILES},
 }
+
+
+@ways
+def test_good_submission(tmp_path: Path, key: Path, way: Way) -> None:
+    files = {f"runs/one/{name}": data for name, data in FILES.items()} | {"runs/one/report.dsse.json": b"signed"}
+    write_bundle(tmp_path / "s.tar", {"submission.dsse.json": envelope(key, 2, files), **files})
+    result = way(tmp_path / "s.tar", keys.public_key_path(key))
+    assert result.returncode == 0, result.stderr
+    changed = files | {"runs/one/report.dsse.json": b"other"}
+    write_bundle(tmp_path / "c.tar", {"submission.dsse.json": envelope(key, 1, files), **changed})
+    assert way(tmp_path / "c.tar", keys.public_key_path(key)).returncode != 0
 
 
 @ways
