@@ -128,8 +128,8 @@ class RunAnalysis:
             "lines": asdict(self.segments[-1].counts),
             "code_lines": dict(self.segments[-1].head.code_lines),
         }
-        plain: dict[str, Any] = _plain(shown)
-        return plain
+        result: dict[str, Any] = plain(shown)
+        return result
 
     def _exception_json(self, event: Event) -> dict[str, Any]:
         shown = {"type": event.type, "message": event.message, "host": event.host, "rank": event.rank}
@@ -206,7 +206,8 @@ def _last_step(segments: Sequence[RunLog]) -> int:
 
 def _merge(segments: Sequence[RunLog]) -> tuple[pd.DataFrame, tuple[tuple[pd.DataFrame, pd.DataFrame], ...]]:
     """The steps of all segments, each once, and those that two segments made."""
-    merged = segments[0].steps.assign(segment=0)
+    merged = segments[0].steps.copy(deep=False)  # a long log has room once
+    merged["segment"] = 0
     overlaps = []
     for number, segment in enumerate(segments[1:], 1):
         later = segment.steps.assign(segment=number)
@@ -251,9 +252,11 @@ def _analyze(
         continued=head.resumed_from is not None,
     )
     exceptions = tuple(event for segment in segments for event in segment.exceptions) + others
+    at_target = outcome == "stopped" and not last.exceptions and loss is not None and _held_long_enough(loss, steps)
+    complete = at_target or complete
     last_step = int(steps["step"].iloc[-1]) if len(steps) else None
     fatal = (*last.exceptions, *others)
-    findings = [completion.completed(outcome, len(steps), last_step, facts.total_steps, fatal)]
+    findings = [completion.completed(outcome, len(steps), last_step, facts.total_steps, fatal, at_target)]
     findings += consistency.check_consistency(subject)
     findings += _judge_figures(speed, flops, loss, workload, limits)
     names = ", ".join(dict.fromkeys(segment.name for segment in segments if segment.name))
@@ -321,6 +324,11 @@ def _outcome(
     return ("unknown", None) if reached is None else ("truncated", False)
 
 
+def _held_long_enough(loss: Loss, steps: pd.DataFrame) -> bool:
+    """Whether the window's mean was below the target for as many steps again: a run may stop then."""
+    return loss.held_since is not None and int(steps["step"].iloc[-1]) - loss.held_since >= loss.window
+
+
 def _end(last: RunLog, steps: pd.DataFrame) -> int:
     """Steps made until the end: those up to the last line, and those after it whose update was skipped."""
     if steps.empty:
@@ -359,12 +367,19 @@ def _speed_json(speed: Throughput | None) -> dict[str, Any] | None:
     return {**shown, "steps_excluded": steady["excluded"], "settled": steady["settled"], "rule": steady["rule"]}
 
 
-def _plain(value: Any) -> Any:
-    """Values that strict JSON can hold: undefined numbers become null."""
+def plain(value: Any) -> Any:
+    """Give values that strict JSON holds and gives back the same.
+
+    Args:
+        value: Dictionaries, lists, tuples and plain values.
+
+    Returns:
+        The same with lists for tuples, and None for undefined numbers.
+    """
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -12,11 +12,18 @@ from conformance.errors import ConformanceError
 COMMANDS = {
     "plan": "resolve a workload on a topology, or list every rule that it breaks",
     "internevo": "get an InternEvo reference tag, or prove that a tree is one",
+    "data": "make training data for InternEvo, fingerprint it, check it",
     "analyze": "figures and findings from raw training logs",
     "launch-script": "print an sbatch script or a Kubernetes manifest for a run on several nodes",
     "bundle": "pack a finished run for a lab",
     "verify": "judge a bundle from its raw evidence",
+    "challenge": "issue a signed nonce that a run has to answer",
+    "countersign": "state, as a lab, what verifying a bundle came to",
+    "compare": "rank verified systems",
+    "curve": "make a reference curve from runs of several seeds",
     "keygen": "make a signing key",
+    "sign": "add signatures to a bundle, or sign a policy",
+    "selftest": "inject every known fault into good evidence and see each check go red",
     "device-check": "hold a vendor's device plugin against its contract",
 }
 

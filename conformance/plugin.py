@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from conformance.checks.finding import Result, Verdict
+from conformance.data import read_fingerprint
 from conformance.devices import Device, detect_device, load_device
 from conformance.errors import ConformanceError
-from conformance.evidence import Request
-from conformance.plan import Topology, make_plan, parse_overrides
+from conformance.evidence import REQUEST, Request, RunDirectory, read_json, request_from_json
+from conformance.plan import DEFAULT_SEED, Topology, make_plan, parse_overrides
 from conformance.spec import Workload, all_workloads, load_checks, load_workload
 
 if TYPE_CHECKING:  # pandas and cryptography come with it; collecting tests needs neither
@@ -81,7 +83,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--master-port", type=int, metavar="PORT", help="port on node 0, and the one after it (default: MASTER_PORT)"
     )
-    group.addoption("--seed", type=int, default=1024, metavar="N", help="InternEvo's seed (default: 1024)")
+    group.addoption(
+        "--seed", type=int, default=DEFAULT_SEED, metavar="N", help=f"InternEvo's seed (default: {DEFAULT_SEED})"
+    )
+    group.addoption(
+        "--challenge", type=Path, metavar="FILE", help="the lab's challenge, which gives the seed that answers it"
+    )
+    group.addoption("--data", type=Path, metavar="DIR", help="prepared data (conformance data prepare)")
+    group.addoption(
+        "--resume", type=Path, metavar="RUN", help="go on from the checkpoints of this run, as it was asked for"
+    )
+    group.addoption(
+        "--until-target", action="store_true", help="stop once the loss is below the target and has stayed there"
+    )
     group.addoption(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override micro_bsz, micro_num, tensor, ..."
     )
@@ -179,15 +193,29 @@ def prepare(config: pytest.Config, workload: Workload) -> tuple[Request, Site]:
     """
     option = config.option
     device = load_device(option.device) if option.device else detect_device()
-    nodes = 1 if option.nodes is None else option.nodes
-    request = Request(
-        workload.name,
-        nodes,
-        _devices_per_node(workload, device, nodes, option),
-        parse_overrides(option.set),
-        option.seed,
-    )
+    if option.resume is None:
+        nodes = 1 if option.nodes is None else option.nodes
+        request = Request(
+            workload.name,
+            nodes,
+            _devices_per_node(workload, device, nodes, option),
+            parse_overrides(option.set),
+            option.seed,
+        )
+    else:
+        request = _resumed_request(workload, option)
+        nodes = request.nodes
+    answering = None if option.challenge is None else _answering(request, option.challenge)
+    if answering is not None:
+        request, _ = answering
     make_plan(workload, Topology(nodes, request.devices_per_node), request.overrides, seed=request.seed)
+    if workload.data != "dummy" and option.resume is None:
+        if option.data is None:
+            raise ConformanceError(
+                f"{workload.name} trains on {workload.data}, and no data were named.",
+                "Prepare them with `conformance data prepare`, and name the folder with --data.",
+            )
+        read_fingerprint(option.data)
     from conformance.internevo.source import find_source, require_pinned
     from conformance.pipeline import Site  # heavy; a request that is refused needs none of it
 
@@ -203,8 +231,48 @@ def prepare(config: pytest.Config, workload: Workload) -> tuple[Request, Site]:
         launcher=option.launcher,
         node_rank=option.node_rank,
         master_addr=option.master_addr,
+        data=option.data,
+        resume=option.resume,
+        until_target=option.until_target,
+        challenge=None if answering is None else answering[1],
     )
     return request, site
+
+
+def _answering(request: Request, path: Path) -> tuple[Request, bytes]:
+    """The request with the seed that answers a challenge, and the challenge to keep with the run."""
+    from conformance.report import challenge
+
+    asked, envelope = challenge.read(path)
+    challenge.require_valid(asked, request.workload, datetime.now(timezone.utc))
+    seed = challenge.seed(asked.nonce, request.workload)
+    if request.seed not in (DEFAULT_SEED, seed):
+        raise ConformanceError(
+            f"The run's seed is {request.seed}; the challenge {path} asks for {seed}.",
+            "Leave --seed out; a run that goes on keeps the challenge that it began with.",
+        )
+    return replace(request, seed=seed), envelope
+
+
+def _resumed_request(workload: Workload, option: Any) -> Request:
+    """The request of the run that is to go on; what the command line says besides has to agree with it."""
+    if workload.checkpoint_every is None:
+        raise ConformanceError(f"{workload.name} writes no checkpoints to resume from.", "Leave out --resume.")
+    earlier = request_from_json(read_json(RunDirectory(option.resume), REQUEST))
+    said = {
+        "nodes": option.nodes,
+        "devices_per_node": option.devices_per_node,
+        "overrides": parse_overrides(option.set) or None,
+        "seed": None if option.seed == DEFAULT_SEED else option.seed,
+        "workload": workload.name,
+    }
+    for name, value in said.items():
+        if value is not None and value != getattr(earlier, name):
+            raise ConformanceError(
+                f"--resume {option.resume} was asked for with {name} {getattr(earlier, name)}; now it is {value}.",
+                "A run goes on as it began: leave out what it was asked for with.",
+            )
+    return earlier
 
 
 def _devices_per_node(workload: Workload, device: Device, nodes: int, option: Any) -> int:
@@ -263,6 +331,8 @@ def outcome(request: pytest.FixtureRequest) -> Iterator[Outcome | ConformanceErr
         with LiveProgress(console, workload.name) as progress:
             try:
                 result = run_workload(what, site, progress.watch)
+                if _was_interrupted_on_purpose(workload, site, result):
+                    result = run_workload(what, _going_on(site, result.run), progress.watch)
             except ConformanceError as error:
                 yield error
                 return
@@ -270,6 +340,22 @@ def outcome(request: pytest.FixtureRequest) -> Iterator[Outcome | ConformanceErr
     if result.ending.interrupted:
         raise KeyboardInterrupt
     yield result
+
+
+def _was_interrupted_on_purpose(workload: Workload, site: Site, result: Outcome) -> bool:
+    last = result.judgement.metrics.get("last_step") or 0
+    return (
+        site.resume is None
+        and workload.interrupt_at is not None
+        and result.ending.interrupted
+        and last >= workload.interrupt_at
+    )
+
+
+def _going_on(site: Site, run: Path) -> Site:
+    """The site of the attempt that resumes a rehearsal's first one."""
+    run_dir = None if site.run_dir is None else site.run_dir.with_name(f"{site.run_dir.name}-resumed")
+    return replace(site, resume=run, run_dir=run_dir)
 
 
 def require(outcome: Outcome | ConformanceError, check: str) -> None:
@@ -285,7 +371,7 @@ def require(outcome: Outcome | ConformanceError, check: str) -> None:
         pytest.skip("the run could not be made")
     found = [finding for finding in outcome.judgement.findings if finding.check == check]
     if not found:
-        if load_checks()[check].severity == "advisory":
+        if load_checks()[check].severity != "required":
             pytest.skip("nothing to check")
         if any(f.check == "run-steps" and f.result is not Result.PASS for f in outcome.judgement.findings):
             pytest.skip("no training step was logged; run-steps says why")

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from conformance.checks.finding import Finding, Result, Verdict
 from conformance.pipeline import Outcome
-from conformance.report.wording import VERDICT_MEANINGS, number
+from conformance.report.wording import number, verdict_meaning
 
 VERDICT_STYLES = {
     Verdict.CONFORMANT: "bold green",
@@ -38,7 +38,7 @@ def summary(outcome: Outcome) -> RenderableType:
     plan = judgement.plan
     style = VERDICT_STYLES[judgement.verdict]
     parts: list[RenderableType] = [
-        Text.assemble((judgement.verdict.value, style), f": {VERDICT_MEANINGS[judgement.verdict]}."),
+        Text.assemble((judgement.verdict.value, style), f": {verdict_meaning(judgement.verdict)}."),
         Text(
             f"{plan.model.num_layers} layers of {plan.model.hidden_size}, {plan.parameters:,} parameters; "
             f"{plan.cards} devices: dp {plan.data_parallel} x tp {plan.tensor} x pp {plan.pipeline}; "

@@ -25,7 +25,12 @@ def is_out_of_memory(event: Event) -> bool:
 
 
 def completed(
-    outcome: str, steps_logged: int, last_step: int | None, total_steps: int | None, exceptions: Sequence[Event]
+    outcome: str,
+    steps_logged: int,
+    last_step: int | None,
+    total_steps: int | None,
+    exceptions: Sequence[Event],
+    at_target: bool = False,
 ) -> Finding:
     """Whether the last planned step was logged and nothing was raised.
 
@@ -35,6 +40,7 @@ def completed(
         last_step: Last logged step; None where none is.
         total_steps: Steps that the run was to have; None where nothing tells.
         exceptions: Exceptions and signals of the run's last segment.
+        at_target: Whether it was stopped below its target, and had held it for a window's length.
 
     Returns:
         The finding of check run-complete.
@@ -52,6 +58,9 @@ def completed(
     )
     if outcome == "completed":
         return replace(base, result=Result.PASS, message=f"{told}; no rank raised an exception.")
+    if at_target:
+        message = f"{told}; stopped, its loss being below the target for as long as the window."
+        return replace(base, result=Result.PASS, message=message)
     if outcome == "unknown":
         message = f"{told}; no exception was raised, but nothing tells how many there should be."
         return replace(base, result=Result.ERROR, message=message, next_step="Name the workload: --workload.")

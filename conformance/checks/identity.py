@@ -11,9 +11,13 @@ import pandas as pd
 from conformance.checks.finding import Finding, Result
 from conformance.checks.subject import RAW, Bools, Subject, apart, judge, skip
 from conformance.metrics.facts import head_model
+from conformance.metrics.statistics import robust_sigma
 
 # Two makings of one step agree but for the order of sums in reductions, which training then amplifies.
 OVERLAP_LOSS = 0.05
+# Other data put two makings apart by 1.4 times the noise from step to step, the same data by a small part of it.
+OVERLAP_NOISE = 0.5
+OVERLAP_STEPS = 10  # fewer do not show how large that noise is
 
 
 def readable(subject: Subject) -> Finding:
@@ -212,4 +216,11 @@ def _differ(earlier: pd.DataFrame, later: pd.DataFrame) -> Bools:
     for name in shares.keys() & set(earlier) & set(later):
         values = earlier[name].to_numpy()
         bad |= apart(later[name].to_numpy(), values, shares[name] * np.abs(values))
+    name = "loss_from_metric" if "loss_from_metric" in earlier and "loss_from_metric" in later else "loss"
+    if len(earlier) >= OVERLAP_STEPS:
+        values, again = earlier[name].to_numpy(), later[name].to_numpy()
+        noise = robust_sigma(np.diff(values)) / np.sqrt(2)
+        difference = np.sqrt(np.square(again - values).mean())
+        # Below a ten-thousandth it is rounding, however quiet the loss.
+        bad |= difference > max(OVERLAP_NOISE * noise, 1e-4 * np.abs(values).mean())
     return bad

@@ -72,5 +72,5 @@ def defined(loss: Loss) -> Finding:
         return Finding("loss-defined", Result.PASS, "Every logged loss is a finite number.", 0.0, "steps")
     shown = ", ".join(map(str, loss.undefined[:5]))
     message = f"The loss is nan or infinite at {len(loss.undefined)} steps or more, first: {shown}."
-    step = "Look at grad_norm and loss_scale before the first of them; compare one step with `conformance preflight`."
+    step = "Look at grad_norm and loss_scale before the first of them; compare one step with `pytest suites/preflight`."
     return Finding("loss-defined", Result.FAIL, message, float(len(loss.undefined)), "steps", 0.0, next_step=step)

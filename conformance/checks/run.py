@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from conformance.checks.finding import Finding, Result
@@ -207,6 +207,40 @@ def uniform(records: Mapping[int, Mapping[str, Any]]) -> Finding:
         else "No rank recorded its software and device.",
         evidence="environment/",
         next_step="" if good else "Install the same image on every node; environment/rank*.json show each rank's.",
+    )
+
+
+def attempts(digests: Sequence[str], entries: Sequence[Mapping[str, Any]]) -> Finding:
+    """Whether the earlier attempts of a resumed run are what the journal says that they left.
+
+    Args:
+        digests: Digest of each earlier attempt's evidence.
+        entries: The journal.
+
+    Returns:
+        The finding of check run-attempts.
+    """
+    if not digests:
+        return Finding("run-attempts", Result.PASS, "The run was made in one attempt.", 0.0, "attempts", 0.0)
+    left = {entry.get("evidence") for entry in entries if entry.get("event") == "ended"}
+    ended = {entry.get("run") for entry in entries if entry.get("event") == "ended"}
+    # An attempt whose supervisor was killed too has a start and no end; nobody could quote what it left.
+    open_ended = {entry.get("run") for entry in entries if entry.get("event") == "started"} - ended
+    unknown = [number for number, digest in enumerate(digests) if digest not in left]
+    good = len(unknown) <= len(open_ended)
+    told = f"{len(digests) - len(unknown)} of {len(digests)} earlier attempts are as the journal quotes them"
+    return Finding(
+        "run-attempts",
+        Result.PASS if good else Result.FAIL,
+        f"{told}{f', {len(unknown)} were killed before they could be quoted' if unknown else ''}."
+        if good
+        else f"{told}; changed, or of another run: {', '.join(f'segment{number}' for number in unknown)}.",
+        float(len(unknown)),
+        "attempts",
+        float(len(open_ended)),
+        "the journal",
+        evidence="journal.jsonl",
+        next_step="" if good else "Resume the run where it was made, with the reports folder that holds its journal.",
     )
 
 

@@ -39,7 +39,7 @@ def floor_reached(check: str, value: float, half_width: float | None, floor: Flo
     if gap > noise and margin > 0:
         return replace(base, result=Result.PASS, message=f"{message}.")
     if gap > noise:
-        step = "conformance preflight shows which device, link or kernel is slow."
+        step = "`pytest suites/preflight` shows which device, link or kernel is slow."
         return replace(base, result=Result.FAIL, message=f"{message}.", next_step=step)
     step = "Repeat the run and analyse all of them, each with all its steps."
     return replace(

@@ -180,7 +180,7 @@ def utilisation(needed_tflops: float, peak_tflops: float | None, ceiling_tflops:
         The finding of check log-utilisation.
     """
     check = "log-utilisation"
-    limits = [(peak_tflops, 1.0, "the declared peak"), (ceiling_tflops, CEILING_SLACK, "preflight's GEMM ceiling")]
+    limits = [(peak_tflops, 1.0, "the declared peak"), (ceiling_tflops, CEILING_SLACK, "the measured GEMM ceiling")]
     known = [(limit, slack, name) for limit, slack, name in limits if limit]
     if not known:
         return skip(check, "Neither a declared peak nor a measured GEMM ceiling is known.")

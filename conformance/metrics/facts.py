@@ -254,6 +254,11 @@ def _add_cards(found: _Gathered, steps: pd.DataFrame, workload: Workload | None,
     if len({cards for _, _, cards in layouts}) > 1 and len(usual) == 1 and usual & {bsz for bsz, _, _ in layouts}:
         layouts = [layout for layout in layouts if layout[0] in usual]
         taken = f"the lines, taking micro_bsz {usual.pop()} of the published configuration"
+    elif len(usual) == 1 and layouts and not usual & {bsz for bsz, _, _ in layouts}:
+        published = usual.pop()
+        sequences = found["tokens_per_step"] / found["model"].seq_len / found["micro_num"]
+        taken += f"; the published micro_bsz {published} would mean data-parallel size {sequences / published:g}, but "
+        taken += f"their samples do not fill micro batches of {published * found['model'].seq_len} tokens"
     for position, name in enumerate(("micro_bsz", "data_parallel", "cards")):
         values = {layout[position] for layout in layouts}
         if len(values) == 1:

@@ -126,4 +126,5 @@ def fit_residual(lr: Series, updates: Series) -> Series | None:
     if len(rising) > 3:
         bend[1:-1] = np.abs(np.diff(rising, 2)) / 2
         bend[-2:] = 0.0  # the kept peak bends the line
-    return np.concatenate([bend, np.abs(cosine.rates - lr[cosine.start :])])
+    residual: Series = np.concatenate([bend, np.abs(cosine.rates - lr[cosine.start :])])
+    return residual

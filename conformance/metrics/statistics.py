@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -96,3 +97,21 @@ def slope(values: Series) -> float:
         return 0.0
     positions = np.arange(len(values), dtype=np.float64) - (len(values) - 1) / 2
     return float(np.sum(positions * values) / np.sum(positions * positions))
+
+
+@functools.cache
+def student_t(probability: float, freedom: int) -> float:
+    """Quantile of Student's t distribution.
+
+    Args:
+        probability: One-sided, in 0.5..1.
+        freedom: Degrees of freedom, at least 1.
+
+    Returns:
+        The t that is exceeded with probability 1 - ``probability``; accurate to 1e-6 of it.
+    """
+    # With t = sqrt(freedom) tan(a) the density is that of cos(a)^(freedom - 1), which ends at a right angle.
+    angles = np.linspace(0, math.pi / 2, 200_001)
+    density = np.cos(angles) ** (freedom - 1)
+    share = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return math.sqrt(freedom) * math.tan(float(np.interp(2 * probability - 1, share / share[-1], angles)))

@@ -1,20 +1,11 @@
 """A real rehearsal's evidence, ready to be judged, signed and attacked."""
 
-import json
-import shutil
-from dataclasses import replace
-from pathlib import Path
-
 import pytest
 
-from conformance import evidence, journal
-from conformance.evidence import RunDirectory, request_from_json
-from conformance.internevo.config import render_config
-from conformance.internevo.patches import PATCHES
-from conformance.judgement import judge, plan_of
+from conformance.evidence import RunDirectory
+from conformance.judgement import judge
 from conformance.report.build import write_report
-
-FIXTURE = Path(__file__).resolve().parents[2] / "fixtures" / "tiny-perf-run"
+from conformance.selftest.run import end_journal, good_run
 
 
 @pytest.fixture(autouse=True)
@@ -26,37 +17,7 @@ def no_foreign_configuration(monkeypatch, tmp_path_factory):
 @pytest.fixture
 def run(tmp_path):
     """A run directory with a real log and everything else as today's suite writes it."""
-    run = tmp_path / "run"
-    shutil.copytree(FIXTURE, run)
-    refresh(run)
-    return run
-
-
-def refresh(run):
-    """Bring what follows from the spec, and not from the training, up to date; end the journal with this evidence."""
-    request = request_from_json(json.loads((run / evidence.REQUEST).read_text()))
-    plan = plan_of(replace(request))
-    evidence.write_json(run, evidence.PLAN, plan.to_json())
-    (run / evidence.CONFIG).write_text(render_config(plan))
-    for path in (run / "environment").glob("rank*.json"):
-        record = json.loads(path.read_text())
-        for applied in record["patches"]:
-            applied["sha256"] = next(patch.digest for patch in PATCHES if patch.id == applied["id"])
-        path.write_text(json.dumps(record))
-    evidence.write_json(run, evidence.FAULTS, {"faults": [], "limits": {}})
-    end_journal(run)
-
-
-def end_journal(run):
-    (run / evidence.JOURNAL).unlink(missing_ok=True)
-    journal.append(run / evidence.JOURNAL, "started", run.name, workload="tiny-perf", plan="0" * 64)
-    journal.append(
-        run / evidence.JOURNAL,
-        "ended",
-        run.name,
-        outcome="ended",
-        evidence=evidence.attempt_digest(RunDirectory(run)),
-    )
+    return good_run(tmp_path)
 
 
 @pytest.fixture

@@ -70,6 +70,8 @@ def test_the_benchmarks_sample_line():
     assert (shown["outcome"], shown["complete"], shown["steps_logged"]) == ("unknown", None, 1)
     assert (shown["num_layers"], shown["seq_len"], shown["checkpoint_factor"]) == (32, 4096, 3)
     assert (shown["global_batch_size"], shown["cards"], shown["micro_bsz"]) == (128, 32, 1)
+    # 16 cards at micro_bsz 2 would be 8192 tokens in a micro batch; the line has one of 2 samples of at most 2672.
+    assert "micro_bsz 2 would mean data-parallel size 16" in shown["sources"]["cards"]
     assert shown["tflops"]["recomputed"] == pytest.approx(180.457, abs=1e-3)
     assert not [f for f in run.findings if f.result is Result.FAIL]
 

@@ -36,6 +36,35 @@ def test_without_a_mark_official_workloads_skip_and_nothing_tested_is_not_green(
     assert result.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
 
 
+RESUMABLE = str(ROOT / "fixtures" / "tiny-accuracy-run")
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("--data", "/nonexistent"), "/nonexistent is no finished data folder"),
+        (("--resume", "/nonexistent"), "The evidence has no configs/request.json"),
+        (("--resume", RESUMABLE, "--seed", "7"), "asked for with seed 1024; now it is 7"),
+        (("--resume", RESUMABLE, "--set", "total_steps=50"), "A run goes on as it began"),
+        (("--resume", RESUMABLE, "--nodes", "2"), "asked for with nodes 1; now it is 2"),
+        (("--resume", RESUMABLE), "has no checkpoint to go on from: none is complete"),
+    ],
+)
+def test_an_accuracy_run_that_cannot_begin_is_one_sentence(args, sentence, tmp_path):
+    result = suite("suites/accuracy", "-m", "tiny", "--run-dir", str(tmp_path / "run"), *args)
+    assert result.returncode != 0
+    output = result.stdout + result.stderr
+    assert sentence in output
+    assert "Traceback" not in output
+    assert "INTERNALERROR" not in output
+    assert not list((tmp_path).glob("run/logs/node0/*"))
+
+
+def test_a_performance_run_is_not_resumed():
+    result = suite("suites/perf", "-m", "tiny", "--resume", RESUMABLE)
+    assert "tiny-perf writes no checkpoints to resume from" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [

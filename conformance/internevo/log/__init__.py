@@ -55,7 +55,7 @@ def _frame(rows: dict[Layout, list[Matrix]]) -> pd.DataFrame:
         frame = pd.DataFrame(matrix[META:].T, columns=list(layout), copy=False)
         frame["step"] = frame["step"].astype(np.int64)
         frame.insert(0, "line", matrix[LINE].astype(np.int64))
-        times = np.full(matrix.shape[1], np.datetime64("NaT"), dtype="datetime64[ms]")
+        times = np.full(matrix.shape[1], np.datetime64("NaT", "ms"))
         known = np.isfinite(matrix[TIME])
         times[known] = matrix[TIME][known].astype(np.int64).astype("datetime64[ms]")
         frame.insert(1, "time", times)
@@ -86,7 +86,9 @@ def _runs(frame: pd.DataFrame, parser: Parser, counts: LineCounts, name: str) ->
         for piece, begin, stop in zip(pieces, begins, [*begins[1:], end], strict=True):
             told = tuple(event for event in events if begin <= event.line < stop)
             if len(piece) or told or head:
-                steps = piece.drop(columns="source").reset_index(drop=True)
+                steps = piece.copy(deep=False)  # a long log has room once
+                del steps["source"]
+                steps.index = pd.RangeIndex(len(steps))
                 runs.append(RunLog(steps, _head(head), told, counts, name))
     return runs
 

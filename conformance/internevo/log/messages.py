@@ -98,6 +98,11 @@ def _layers(head: Head, match: re.Match[bytes]) -> Told:
     return None
 
 
+def _data(head: Head, match: re.Match[bytes]) -> Told:
+    head["data"] = (int(match[1]), int(match[2]), int(match[3]))
+    return None
+
+
 def _resumed(head: Head, match: re.Match[bytes]) -> Told:
     head["resumed_from"] = text(match[1])
     return CHECKPOINT_LOADED, None
@@ -148,6 +153,10 @@ _MESSAGES: tuple[tuple[re.Pattern[bytes], Callable[[Head, re.Match[bytes]], Told
         (rb"adam: (?=\{)", _dict("adam")),
         (rb"grad_scaler: (?=\{)", _dict("grad_scaler")),
         (rb"Rank:\d{1,9}\S{0,60}: Step \d{1,15}: .{0,200}Max_Reserved ([\d.]{1,20}) GB", _memory),
+        (
+            rb"Find `(\d{1,12})` datasets,\s{1,40}(\d{1,12}) samples,\s{1,40}delete `(\d{1,12})` because of short",
+            _data,
+        ),
         (rb"=+Resume training from `([^`]{0,4096})`", _resumed),
         (rb"Saving checkpoint to `[^`]{0,4096}` at batch count:(\d{1,15})", _event(CHECKPOINT_SAVED)),
         (

@@ -52,8 +52,12 @@ class _Record:
 
     @property
     def bare(self) -> bool:
-        """Whether it is only a header as yet."""
-        return not self.text[self.body :].strip()
+        """Whether it has no field as yet."""
+        return b"=" not in self.text[self.body :]
+
+    def awaits(self, piece: bytes) -> bool:
+        """Whether a line that could begin a record carries what this one still lacks."""
+        return self.bare or (b"step=" not in self.text[self.body :] and b"tflops=" not in piece)
 
     def join(self, piece: bytes, source: int, cut: bool) -> bool:
         """Add the next line if it belongs to the record; a piece that was cut, or follows one, does not."""
@@ -156,12 +160,12 @@ class Parser:
         done = row = 0
         for begin, end in spans:
             line = self._scan(chunk[done:begin], line, depth + 1)
-            count = chunk.count(b"\n", begin, end)
+            count = len(times) if len(spans) == 1 else chunk.count(b"\n", begin, end)
             lines[row : row + count] = np.arange(line, line + count)
             done, row, line = end, row + count, line + count
         if spans:
             sources = np.full(len(times), float(template.source))
-            self.rows.setdefault(template.columns, []).append(np.vstack([lines, times, sources, values]))
+            self.rows.setdefault(template.columns, []).append(np.vstack([lines, times, sources, *values]))
             self.counts["steps"] += row
         return self._scan(chunk[done:], line, depth + 1)
 
@@ -192,11 +196,10 @@ class Parser:
         source = self._source(piece[:start])
         header = grammar.HEADER.match(piece, start)
         body = header.end() if header else start
-        # Wrapping may have left the header alone on its line.
-        bare = header is not None and b"metrics" in header["function"] and not piece[body:].strip()
-        if header is None and self._record is not None and self._record.bare and self._record.join(piece, source, cut):
+        record = self._record
+        if header is None and record is not None and record.awaits(piece) and record.join(piece[start:], source, cut):
             return
-        if bare or grammar.RECORD_START.search(piece, body, body + 200):
+        if grammar.RECORD_START.search(piece, body, body + 200) or grammar.BARE.search(piece[-80:]):
             self._close_record()
             self._traces.close(source)
             if header:

@@ -99,6 +99,7 @@ class LogHead:
         grad_scaler: Numbers of the ``grad_scaler`` dict: initial_scale, growth_interval and others.
         elements: Sum of the element counts of the optimizer's groups that the logging rank printed.
         stage_layers: Layers of each pipeline stage.
+        data: Shards found, packs in them, and documents dropped for being short; None where no data were loaded.
         resumed_from: Checkpoint that the run continued from.
         hosts: Hosts that ranks said they run on.
         code_lines: Line of the source file that wrote a message, by file and function; tells versions apart.
@@ -116,6 +117,7 @@ class LogHead:
     grad_scaler: Mapping[str, float | str] = field(default_factory=dict)
     elements: int | None = None
     stage_layers: tuple[int, ...] = ()
+    data: tuple[int, int, int] | None = None
     resumed_from: str | None = None
     hosts: tuple[str, ...] = ()
     code_lines: Mapping[str, int] = field(default_factory=dict)

@@ -67,6 +67,10 @@ def anywhere(width):
     return wrap
 
 
+def throughout(width):
+    return lambda line: b"\n".join(line[i : i + width] for i in range(0, len(line.rstrip()), width)) + b"\n"
+
+
 DISGUISES = {
     "commas": commas,
     "wrapped at spaces": at_spaces,
@@ -88,6 +92,14 @@ DISGUISES = {
         + b"Rank:0-tp0-pp0-dp0: Step 5: Allocated 7.5 GB, Max_Allocated 9 GB, Reserved 1.4 GB, Max_Reserved 3.4 GB \n"
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [40, 50, 53, 57, 60, 61, 62, 99, 101, 105, 113, 124])
+def test_a_line_may_be_wrapped_anywhere_even_in_its_header(width):
+    plain = figures(only(b"".join(METRIC_LINES))).drop(columns="time")
+    run = only(b"".join(map(throughout(width), METRIC_LINES)))
+    pd.testing.assert_frame_equal(figures(run).drop(columns="time"), plain)
+    assert run.counts.refused == 0
 
 
 @pytest.mark.parametrize("disguise", DISGUISES)

@@ -52,3 +52,19 @@ def test_sigma_is_deaf_to_outliers_and_slope_is_a_slope():
     assert robust_sigma(values) == pytest.approx(2, rel=0.15)
     assert slope(np.arange(10) * 0.5 + 3) == pytest.approx(0.5)
     assert slope(np.ones(1)) == 0
+
+
+@pytest.mark.parametrize(("n", "low", "high"), [(6, 1, 6), (10, 1, 10), (20, 5, 16), (30, 9, 22), (100, 40, 61)])
+def test_the_median_lies_between_these_ranks(n, low, high):
+    """(n - 1.96 sqrt(n)) / 2, rounded down, from either end: the binomial's normal approximation."""
+    ordered = np.arange(1.0, n + 1)
+    # Low and high values in turn: no positive autocorrelation, which would widen the interval.
+    turned = np.ravel(np.column_stack([ordered[: n // 2], ordered[n // 2 :][::-1]]))
+    assert median_interval(turned) == (low, high)
+
+
+def test_three_values_are_enough_for_the_interval_of_a_mean_and_two_are_not():
+    low, high = mean_interval(np.array([1.0, 3.0, 2.0]))
+    assert (low + high) / 2 == pytest.approx(2.0)
+    assert high - low == pytest.approx(2 * 1.959964 / 3**0.5, rel=1e-6)
+    assert mean_interval(np.array([1.0, 3.0])) is None

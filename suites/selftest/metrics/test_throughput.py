@@ -101,3 +101,11 @@ def test_without_a_shape_only_the_logged_tflops_stand():
     steps = frame([10.0] * 8, tflops=[2.0] * 8)
     flops = tflops(steps, throughput(steps), None)
     assert (flops.logged, flops.recomputed, flops.model, flops.model_causal) == (2.0, None, None, None)
+
+
+def test_the_band_is_two_percent_where_a_run_has_no_noise():
+    steady = [1000.0] * 20
+    speed = throughput(frame([*steady[:14], 1015.0, *steady[:5]]))
+    assert speed.outliers == ()
+    assert "within 2.0% of the second half's median of 1000" in speed.steady.rule
+    assert throughput(frame([*steady[:14], 1025.0, *steady[:5]])).outliers == (14,)
