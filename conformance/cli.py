@@ -17,6 +17,7 @@ COMMANDS = {
     "launch-script": "print an sbatch script or a Kubernetes manifest for a run on several nodes",
     "bundle": "pack a finished run for a lab",
     "verify": "judge a bundle from its raw evidence",
+    "policy": "draft what a lab accepts",
     "challenge": "issue a signed nonce that a run has to answer",
     "countersign": "state, as a lab, what verifying a bundle came to",
     "compare": "rank verified systems",

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from conformance import strictjson
+from conformance import __version__, strictjson
 from conformance.bundle.archive import Limits
 from conformance.errors import PolicyError
 from conformance.report import dsse, keys, schemas
-from conformance.report.challenge import time_of
+from conformance.report.build import suite_digest
+from conformance.report.challenge import TIME_FORMAT, time_of
+from conformance.spec import load_workload
 from conformance.spec.floors import Floor, floor_from
 
 PAYLOAD_TYPE = "application/vnd.internevo-conformance.policy+json"
@@ -131,6 +133,59 @@ class Policy:
             Public keys by key id.
         """
         return {name: key.public_key for name, key in self.keys.items() if not roles or key.role in roles}
+
+
+def draft(
+    name: str,
+    holders: Sequence[tuple[str, str, Ed25519PublicKey]],
+    workloads: Sequence[str],
+    valid: timedelta,
+    now: datetime,
+) -> dict[str, Any]:
+    """A policy to begin with: strict, and of this build of the suite.
+
+    Args:
+        name: What it is called.
+        holders: Name, role and public key of each who may sign.
+        workloads: Names of the workloads that it accepts.
+        valid: How long it and the keys hold.
+        now: The time.
+
+    Returns:
+        The document, for the lab to edit and to sign.
+
+    Raises:
+        SpecError: A workload is unknown.
+    """
+    held = {"issued": now.strftime(TIME_FORMAT), "expires": (now + valid).strftime(TIME_FORMAT)}
+    return {
+        "version": 1,
+        "name": name,
+        **held,
+        "keys": [
+            {
+                "public_key": keys.public_pem(public).decode(),
+                "name": holder,
+                "role": role,
+                "valid_from": held["issued"],
+                "valid_until": held["expires"],
+                "revoked": None,
+            }
+            for holder, role, public in holders
+        ],
+        "required_roles": ["vendor"],
+        "challenge_required": True,
+        "suites": [{"version": __version__, "tree_digest": suite_digest()}],
+        "workloads": [
+            {"name": one, "digest": load_workload(one).digest, "runs": 1, "preflights": 1, "max_attempts": None}
+            for one in workloads
+        ],
+        "data": [],
+        "floors": [],
+        "patches": [],
+        "waivers": [],
+        "limits": asdict(Limits()),
+    }
 
 
 def read(path: Path) -> Policy:
