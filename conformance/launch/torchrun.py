@@ -84,10 +84,9 @@ def environment(run: Path, node_rank: int = 0) -> dict[str, str]:
         node_rank: Index of the node.
 
     Returns:
-        This process's environment, the mark, and where bytecode goes: InternEvo's tree stays as it was published,
-        and bytecode that lies in it is not believed.
+        This process's environment, and the mark.
     """
-    return {**os.environ, RUN_MARK: mark(run, node_rank), "PYTHONPYCACHEPREFIX": str(run / "work" / "pycache")}
+    return {**os.environ, RUN_MARK: mark(run, node_rank)}
 
 
 def mark(run: Path, node_rank: int | str) -> str:

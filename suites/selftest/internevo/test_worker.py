@@ -1,0 +1,33 @@
+"""The worker runs InternEvo's source, not what else lies in its tree."""
+
+import os
+import py_compile
+import subprocess
+import sys
+from importlib.util import cache_from_source, find_spec
+from pathlib import Path
+
+import pytest
+
+from conformance.internevo.worker import Settings
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("internlm") is None, reason="InternEvo is not installed; `make test` installs it")
+def test_bytecode_in_the_tree_is_not_believed(tmp_path):
+    tree, run = tmp_path / "internevo", tmp_path / "run"
+    for folder in (tree, run / "work", run / "environment"):
+        folder.mkdir(parents=True)
+    (tree / "train.py").write_text("import probe\n\nprint(probe.SAID)\n")
+    (tree / "probe.py").write_text("SAID = 'bytecode'\n")
+    py_compile.compile(
+        str(tree / "probe.py"), doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+    )
+    assert Path(cache_from_source(str(tree / "probe.py"))).exists()
+    (tree / "probe.py").write_text("SAID = 'source'\n")
+    Settings("cpu", str(tree)).write(run)
+    plain = subprocess.run([sys.executable, "train.py"], cwd=tree, capture_output=True, text=True)
+    assert plain.stdout == "bytecode\n"  # Python itself believes it
+    environment = os.environ | {"RANK": "0", "GROUP_RANK": "0", "LOCAL_RANK": "0"}
+    subprocess.run([sys.executable, "-m", "conformance.internevo.worker", str(run)], env=environment, check=True)
+    assert (run / "logs/node0/rank0.log").read_text().splitlines()[-1] == "source"
