@@ -252,11 +252,12 @@ def _analyze(
         continued=head.resumed_from is not None,
     )
     exceptions = tuple(event for segment in segments for event in segment.exceptions) + others
-    at_target = outcome == "stopped" and not last.exceptions and loss is not None and _held_long_enough(loss, steps)
+    skipped = _skipped_at_end(last)
+    at_target = outcome == "stopped" and not (last.exceptions or skipped) and _held_long_enough(loss, steps)
     complete = at_target or complete
     last_step = int(steps["step"].iloc[-1]) if len(steps) else None
     fatal = (*last.exceptions, *others)
-    findings = [completion.completed(outcome, len(steps), last_step, facts.total_steps, fatal, at_target)]
+    findings = [completion.completed(outcome, len(steps), last_step, facts.total_steps, fatal, at_target, skipped)]
     findings += consistency.check_consistency(subject)
     findings += _judge_figures(speed, flops, loss, workload, limits)
     names = ", ".join(dict.fromkeys(segment.name for segment in segments if segment.name))
@@ -308,7 +309,8 @@ def _outcome(
     last: RunLog, steps: pd.DataFrame, total_steps: int | None, exceptions: Sequence[Event]
 ) -> tuple[str, bool | None]:
     """How the last segment ended, and whether it was complete."""
-    reached = None if total_steps is None else _end(last, steps) >= total_steps
+    # A step whose update was skipped leaves no line: the last one must have made its update.
+    reached = None if total_steps is None else len(steps) > 0 and int(steps["step"].iloc[-1]) + 1 >= total_steps
     # After its last step a process may still fail to close a connection; what train.py caught has stopped the training.
     fatal = [event for event in exceptions if event.raised_by_train or not reached]
     if fatal:
@@ -324,17 +326,17 @@ def _outcome(
     return ("unknown", None) if reached is None else ("truncated", False)
 
 
-def _held_long_enough(loss: Loss, steps: pd.DataFrame) -> bool:
+def _held_long_enough(loss: Loss | None, steps: pd.DataFrame) -> bool:
     """Whether the window's mean was below the target for as many steps again: a run may stop then."""
-    return loss.held_since is not None and int(steps["step"].iloc[-1]) - loss.held_since >= loss.window
+    if loss is None or loss.held_since is None:
+        return False
+    return int(steps["step"].iloc[-1]) - loss.held_since >= loss.window
 
 
-def _end(last: RunLog, steps: pd.DataFrame) -> int:
-    """Steps made until the end: those up to the last line, and those after it whose update was skipped."""
-    if steps.empty:
-        return 0
+def _skipped_at_end(last: RunLog) -> int:
+    """Steps after the last line whose update was skipped for an infinite or undefined gradient."""
     line = last.steps["line"].iloc[-1] if len(last.steps) else 0
-    return int(steps["step"].iloc[-1]) + 1 + sum(e.kind == OVERFLOW and e.line > line for e in last.events)
+    return sum(event.kind == OVERFLOW and event.line > line for event in last.events)
 
 
 def _was_stopped(log: RunLog) -> bool:

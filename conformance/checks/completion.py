@@ -8,6 +8,7 @@ from dataclasses import replace
 from conformance.checks.finding import Finding, Result
 from conformance.internevo.log import Event
 
+RESUME = "Look at loss, grad_norm and loss_scale of the last logged steps; resume from the last checkpoint before them."
 OUT_OF_MEMORY_SIGNS = ("out of memory", "outofmemory")
 
 
@@ -31,8 +32,12 @@ def completed(
     total_steps: int | None,
     exceptions: Sequence[Event],
     at_target: bool = False,
+    skipped_at_end: int = 0,
 ) -> Finding:
     """Whether the last planned step was logged and nothing was raised.
+
+    InternEvo logs a step when it has updated the parameters. A run whose last updates were skipped, for an infinite or
+    undefined gradient, counts its steps to the end, but nothing tells what loss it ended with.
 
     Args:
         outcome: How the run ended: completed, crashed, out_of_memory, stopped, truncated or unknown.
@@ -41,6 +46,7 @@ def completed(
         total_steps: Steps that the run was to have; None where nothing tells.
         exceptions: Exceptions and signals of the run's last segment.
         at_target: Whether it was stopped below its target, and had held it for a window's length.
+        skipped_at_end: Steps after the last logged one whose update was skipped.
 
     Returns:
         The finding of check run-complete.
@@ -56,6 +62,11 @@ def completed(
         None if total_steps is None else float(total_steps),
         "the plan, or the learning-rate schedule of the log",
     )
+    if skipped_at_end:
+        told += (
+            f"; the updates of the {skipped_at_end} steps after it were skipped for an infinite or undefined gradient"
+        )
+        base = replace(base, message=f"{told}: the loss that the run ended with is not known.", next_step=RESUME)
     if outcome == "completed":
         return replace(base, result=Result.PASS, message=f"{told}; no rank raised an exception.")
     if at_target:
@@ -64,6 +75,8 @@ def completed(
     if outcome == "unknown":
         message = f"{told}; no exception was raised, but nothing tells how many there should be."
         return replace(base, result=Result.ERROR, message=message, next_step="Name the workload: --workload.")
+    if not exceptions and skipped_at_end:
+        return base
     if not exceptions:
         step = "Look at the system log of the logging host: a process that is killed leaves no line of its own."
         ending = "the run was stopped" if outcome == "stopped" else "then the log ends"

@@ -171,8 +171,8 @@ def _add_from_lines(
     if "lr" in steps and "step" in steps:
         updates = updates_at(steps)
         found.add("the learning rates of the lines", total_steps=fit_total_steps(steps["lr"].to_numpy(), updates))
-    numbers = set(steps["micro_num"]) if "micro_num" in steps else set()
-    if len(numbers) == 1 and (number := numbers.pop()) >= 1 and float(number).is_integer():
+    numbers = steps["micro_num"].unique().tolist() if "micro_num" in steps else []
+    if len(numbers) == 1 and (number := numbers[0]) >= 1 and float(number).is_integer():
         found.add("micro_num of the lines", micro_num=int(number))
     if "cards" not in found:
         _add_cards(found, steps, workload, known)

@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 
 from conformance.internevo.log.messages import Head
-from conformance.internevo.log.parser import LINE, MAX_RUNS, META, SOURCE, TIME, Layout, Parser
+from conformance.internevo.log.parser import LINE, MAX_RUNS, META, SOURCE, TIME, Layout, Parser, Rows
 from conformance.internevo.log.records import COLUMNS, Event, LineCounts, LogHead, RunLog
-from conformance.internevo.log.template import Matrix
 
 __all__ = ["COLUMNS", "Event", "LineCounts", "LogHead", "RunLog", "parse_log"]
 
@@ -38,24 +37,23 @@ def parse_log(stream: BinaryIO, name: str = "") -> list[RunLog]:
 
 def _refuse_cut_rows(parser: Parser) -> None:
     """Refuse rows whose fields are only the first ones of a layout that is at least as common: writes cut short."""
-    sizes = {layout: sum(m.shape[1] for m in blocks) for layout, blocks in parser.rows.items()}
+    sizes = {layout: rows.count for layout, rows in parser.rows.items()}
     for layout, size in sizes.items():
         if any(o[: len(layout)] == layout and len(o) > len(layout) and sizes[o] >= size for o in sizes):
-            for block in parser.rows.pop(layout):
-                parser.counts["steps"] -= block.shape[1]
-                for line in block[LINE]:
-                    parser.refuse(int(line), "it was cut off in the middle of a write", b"")
-                    parser.cut = parser.cut or line >= parser.counts["lines"]
+            parser.counts["steps"] -= size
+            for line in parser.rows.pop(layout).matrix[LINE, :size]:
+                parser.refuse(int(line), "it was cut off in the middle of a write", b"")
+                parser.cut = parser.cut or line >= parser.counts["lines"]
 
 
-def _frame(rows: dict[Layout, list[Matrix]]) -> pd.DataFrame:
+def _frame(layouts: dict[Layout, Rows]) -> pd.DataFrame:
     frames = []
-    for layout in list(rows):
-        matrix = np.concatenate(sorted(rows.pop(layout), key=lambda block: float(block[LINE, 0])), axis=1)
+    for layout, rows in layouts.items():
+        matrix = rows.matrix[:, : rows.count]
         frame = pd.DataFrame(matrix[META:].T, columns=list(layout), copy=False)
         frame["step"] = frame["step"].astype(np.int64)
         frame.insert(0, "line", matrix[LINE].astype(np.int64))
-        times = np.full(matrix.shape[1], np.datetime64("NaT", "ms"))
+        times = np.full(rows.count, np.datetime64("NaT", "ms"))
         known = np.isfinite(matrix[TIME])
         times[known] = matrix[TIME][known].astype(np.int64).astype("datetime64[ms]")
         frame.insert(1, "time", times)

@@ -29,6 +29,8 @@ GLUED = re.compile(
     rb"(?:\[(?:default|rank)?\d{1,5}\]:? ?)?" + _STAMP + rb"[ \t]{1,8}" + _LEVELS + rb" [\w.\-]{1,80}:\d{1,7} in "
 )
 
+# What a line has that has a header, or a second line inside, or fields.
+MARKS = rb",\d{3}[ \t]{1,8}" + _LEVELS + rb" |metrics --|tflops=|loss="
 # The end of a header, and perhaps of the first key's beginning, where wrapping left the fields to the next line.
 BARE = re.compile(rb"metrics -- ?\w{0,8}\s{0,4}$")
 RECORD_START = re.compile(rb"(?<![^\s,])(?:tflops=|step=\d{1,15}[ ,]+loss=)")

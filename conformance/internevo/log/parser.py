@@ -11,15 +11,24 @@ from typing import BinaryIO
 import numpy as np
 
 from conformance.internevo.log import lines as grammar
+from conformance.internevo.log import traces
 from conformance.internevo.log.lines import LineError
 from conformance.internevo.log.messages import IN_PRELUDE, STARTS_RUN, Head, read_message, text
 from conformance.internevo.log.records import Event
-from conformance.internevo.log.template import Matrix, Template, make_template, milliseconds, read_values
+from conformance.internevo.log.template import (
+    Matrix,
+    Template,
+    find_lines,
+    make_template,
+    midnight,
+    milliseconds,
+    read_values,
+)
 from conformance.internevo.log.traces import RAISED, Traces
 
-# A small first chunk finds the layout; large ones then go through its template.
-FIRST_CHUNK = 1 << 16
 CHUNK = 4 << 20
+# A line without any of these says nothing, where no line before it waits for more.
+MARKS = re.compile(grammar.MARKS + b"|" + traces.MARKS)
 
 # Limits that keep hostile input from costing more memory than its size.
 _MAX_TEMPLATES = 8
@@ -36,6 +45,37 @@ Layout = tuple[str, ...]
 # The first rows of a matrix of rows; the values follow.
 LINE, TIME, SOURCE = range(3)
 META = 3
+
+
+class Rows:
+    """Rows of one layout, in the order in which they were read.
+
+    Attributes:
+        matrix: Room for them, shape (META + columns, room); what is not filled yet takes no memory.
+        count: How many there are.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.matrix = np.empty((META + len(layout), 256))
+        self.count = 0
+
+    def add(self, lines: Matrix, times: Matrix, source: Matrix | float, values: Matrix) -> None:
+        """Add rows.
+
+        Args:
+            lines: Their lines, shape (rows,).
+            times: Their times in ms, of the same shape.
+            source: Number of their prefix.
+            values: Their values, shape (columns, rows).
+        """
+        begin, self.count = self.count, self.count + len(lines)
+        room = self.matrix.shape[1]
+        if room < self.count:
+            grown = np.empty((len(self.matrix), max(4 * room, self.count)))
+            grown[:, :begin] = self.matrix[:, :begin]
+            self.matrix = grown
+        for place, row in ((LINE, lines), (TIME, times), (SOURCE, source), (slice(META, None), values)):
+            self.matrix[place, begin : self.count] = row
 
 
 @dataclass
@@ -75,7 +115,7 @@ class Parser:
     """Takes a log in chunks of whole lines and collects rows, heads and events.
 
     Attributes:
-        rows: For each layout, matrices of shape (META + columns, rows).
+        rows: The rows of each layout.
         heads: For each run found, the line of its beginning and what its head says.
         events: What the log tells besides, in no order.
         counts: Lines by what became of them: lines, steps, known, refused.
@@ -84,7 +124,7 @@ class Parser:
     """
 
     def __init__(self) -> None:
-        self.rows: dict[Layout, list[Matrix]] = {}
+        self.rows: dict[Layout, Rows] = {}
         self.heads: list[tuple[int, Head]] = [(0, {})]
         self.events: list[Event] = []
         self.counts = {"lines": 0, "steps": 0, "known": 0, "refused": 0}
@@ -97,7 +137,7 @@ class Parser:
         self._columns: set[str] = set()
         self._sources: dict[bytes, int] = {}
         self._record: _Record | None = None
-        self._loose: dict[Layout, list[tuple[int, bytes, int, list[float]]]] = {}
+        self._loose: dict[Layout, list[tuple[int, float, int, list[float]]]] = {}
         self._loose_rows = 0
         self._expected_line = 1
 
@@ -150,36 +190,55 @@ class Parser:
         if depth >= len(self._templates):
             return self._read_lines(chunk, line)
         template = self._templates[depth]
-        spans = [match.span() for match in template.pattern.finditer(chunk)]
-        matched = chunk if spans == [(0, len(chunk))] else b"".join([chunk[a:b] for a, b in spans])
+        found = list(find_lines(template, chunk))
+        whole = [match.span() for match in found] == [(0, len(chunk))]
         try:
-            times, values = read_values(template, matched)
+            times, values = read_values(template, chunk if whole else b"".join([match[0] for match in found]))
         except ValueError:  # the letters and signs of numbers, but no number
             return self._scan(chunk, line, depth + 1)
         lines = np.empty(len(times))
         done = row = 0
-        for begin, end in spans:
+        for match in found:
+            begin, end = match.span()
             line = self._scan(chunk[done:begin], line, depth + 1)
-            count = len(times) if len(spans) == 1 else chunk.count(b"\n", begin, end)
-            lines[row : row + count] = np.arange(line, line + count)
-            done, row, line = end, row + count, line + count
-        if spans:
-            sources = np.full(len(times), float(template.source))
-            self.rows.setdefault(template.columns, []).append(np.vstack([lines, times, sources, *values]))
+            # A line of metrics ends what stands before it.
+            self._close_record()
+            self._traces.close(template.source)
+            rows = slice(row, row + (len(times) if len(found) == 1 else chunk.count(b"\n", begin, end)))
+            lines[rows] = np.arange(line, line + rows.stop - row)
+            if template.clock:
+                times[rows] += midnight(match["date"])
+            done, line, row = end, line + rows.stop - row, rows.stop
+        if found:
+            # What was read one by one comes before: rows that lie in order need not be sorted.
+            self._settle()
+            self._add(template.columns, lines, times, float(template.source), values)
             self.counts["steps"] += row
         return self._scan(chunk[done:], line, depth + 1)
 
-    def _read_lines(self, chunk: bytes, first: int) -> int:
-        if first != self._expected_line:
+    def _read_lines(self, chunk: bytes, line: int) -> int:
+        if line != self._expected_line:
             self._close_record()
-        lines = chunk.split(b"\n")
-        unfinished = lines.pop()
-        for number, line in enumerate(lines, first):
-            self._read_line(line, number, cut=False)
-        if unfinished:
-            self._read_line(unfinished, first + len(lines), cut=True)
-        self._expected_line = first + len(lines)
-        return self._expected_line + bool(unfinished)
+        templates, begin = len(self._templates), 0
+        while begin < len(chunk):
+            if self._record is None and not self._traces.waiting:
+                # Nothing is pending: on to the next line that says something.
+                mark = MARKS.search(chunk, begin)
+                marked = max(begin, chunk.rfind(b"\n", begin, mark.start()) + 1) if mark else len(chunk)
+                line += chunk.count(b"\n", begin, marked)
+                begin = marked
+                if not mark:
+                    line += not chunk.endswith(b"\n")
+                    break
+            end = chunk.find(b"\n", begin)
+            self._read_line(chunk[begin : end if end >= 0 else None], line, cut=end < 0)
+            begin, line = end + 1 or len(chunk), line + 1
+            if len(self._templates) > templates:
+                # A layout was found: the rest of the chunk may be full of it.
+                self._expected_line = line
+                return self._scan(chunk[begin:], line, 0)
+        self._expected_line = line
+        return line
 
     def _read_line(self, line: bytes, number: int, cut: bool) -> None:
         for part in line[: grammar.MAX_LINE].split(b"\r"):
@@ -264,8 +323,8 @@ class Parser:
             return
         self._columns.update(layout)
         self.counts["steps"] += record.pieces
-        stamp = record.text[slice(*record.time)] if record.time else b""
-        self._loose.setdefault(layout, []).append((record.line, stamp, record.source, values))
+        time = milliseconds(record.text[slice(*record.time)]) if record.time else np.nan
+        self._loose.setdefault(layout, []).append((record.line, time, record.source, values))
         self._loose_rows += 1
         if self._loose_rows >= _LOOSE_ROWS:
             self._settle()
@@ -274,14 +333,14 @@ class Parser:
             if template.pattern.match(record.text + b"\n") and template not in self._templates:
                 self._templates.insert(0, template)
 
+    def _add(self, layout: Layout, lines: Matrix, times: Matrix, source: Matrix | float, values: Matrix) -> None:
+        self.rows.setdefault(layout, Rows(layout)).add(lines, times, source, values)
+
     def _settle(self) -> None:
         """Move the rows that were read one by one to the matrices."""
         for layout, rows in self._loose.items():
-            lines, stamps, sources, values = zip(*rows, strict=True)
-            known = np.array([bool(stamp) for stamp in stamps])
-            times = milliseconds([stamp or b"1970-01-01 00:00:00,000" for stamp in stamps])
-            meta = np.array([lines, np.where(known, times, np.nan), sources], dtype=np.float64)
-            self.rows.setdefault(layout, []).append(np.vstack([meta, np.array(values, dtype=np.float64).T]))
+            lines, times, sources, values = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
+            self._add(layout, lines, times, sources, values.T)
         self._loose.clear()
         self._loose_rows = 0
 
@@ -316,9 +375,8 @@ def _datetime(stamp: bytes) -> datetime | None:
 
 def _whole_lines(stream: BinaryIO) -> Iterator[bytes]:
     """Yield a stream in chunks that end with a line, the last one excepted; a line beyond MAX_LINE loses its end."""
-    carry, skipping, size = b"", False, FIRST_CHUNK
-    while block := stream.read(size):
-        size = CHUNK
+    carry, skipping = b"", False
+    while block := stream.read(CHUNK):
         if skipping:
             end = block.find(b"\n")
             if end < 0:

@@ -7,8 +7,9 @@ import io
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -16,18 +17,18 @@ import pandas as pd
 
 from conformance.internevo.log.lines import Field
 
-_TIME = rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}"
-_TIME_WIDTH = 23
-# No value can end earlier than at its last digit: where Python can be told so, a fifth of the time is saved.
+_DATE, _CLOCK = rb"\d{4}-\d\d-\d\d", rb" \d\d:\d\d:\d\d,\d{3}"
+# No value can end earlier than at its last digit, and no line is given up once it has matched: where Python can be told
+# so, a fifth of the time is saved.
 _POSSESSIVE = b"+" if sys.version_info >= (3, 11) else b""
 _STEP, _VALUE = b"[0-9]{1,15}" + _POSSESSIVE, b"[-+.0-9aefin]{1,40}" + _POSSESSIVE
 _EPOCH = np.datetime64("1970-01-01", "D")
-_NEWLINE = ord("\n")
+_DAY, _CLOCK_UNITS = 86_400_000, (3_600_000, 60_000, 1000, 1)  # ms; hours, minutes, seconds, milliseconds
 _NUMBER_BYTES = b"0123456789+-.aefin"
 # All that can stand beside a value becomes a comma, and the line a row of a table; what is in no number goes.
 _SEPARATORS = b"= ,{}:"
 _TO_TABLE = bytes.maketrans(_SEPARATORS, b"," * len(_SEPARATORS))
-_TO_NOTHING = bytes(c for c in range(256) if c != _NEWLINE and c not in _SEPARATORS + _NUMBER_BYTES)
+_TO_NOTHING = bytes(c for c in range(256) if c != ord("\n") and c not in _SEPARATORS + _NUMBER_BYTES)
 
 Matrix = npt.NDArray[np.float64]
 
@@ -37,19 +38,21 @@ class Template:
     """The layout of a line of metrics: what it says between its values.
 
     Args:
-        pattern: Matches one or more whole lines of this layout.
+        pattern: Matches one or more whole lines of this layout and of one date.
+        mark: What stands in each of them, the longest such text.
         columns: Columns of the values.
         cells: Places of the values among the cells of the table that the line becomes.
         commas: Commas of that table's rows.
-        time: Offset of the time in the line, where it has one.
+        clock: Places of hours, minutes, seconds and milliseconds among those cells, where the line has a time.
         source: Number of the launcher's prefix that such lines carry.
     """
 
     pattern: re.Pattern[bytes]
+    mark: bytes
     columns: tuple[str, ...]
     cells: tuple[int, ...]
     commas: int
-    time: int | None
+    clock: tuple[int, ...]
     source: int
 
 
@@ -66,24 +69,51 @@ def make_template(line: bytes, fields: Sequence[Field], time: tuple[int, int] | 
         The template.
     """
     line += b"\n"
-    pattern, position = [rb"(?:^"], 0
-    spans = [(*time, _TIME)] if time else []
-    spans += [(f.start, f.end, _STEP if f.column == "step" else _VALUE) for f in fields]
-    for start, end, group in spans:
-        pattern += [re.escape(line[position:start]), group]
-        position = end
-    pattern += [re.escape(line[position:]), b")+"]
+    # What does not change is spelt out for the first line and then referred to: that compares it in one go.
+    spans = [(*time, b"(?P<date>%b)%b" % (_DATE, _CLOCK), b"(?P=date)" + _CLOCK)] if time else []
+    spans += [(f.start, f.end, *2 * (_STEP if f.column == "step" else _VALUE,)) for f in fields]
+    first, further, mark, position = b"", b"", b"", 0
+    for number, (start, end, value, next_value) in enumerate([*spans, (len(line), len(line), b"", b"")]):
+        between = line[position:start]
+        first += b"(?P<g%d>%b)%b" % (number, re.escape(between), value)
+        further += b"(?P=g%d)%b" % (number, next_value)
+        mark, position = max(mark, between, key=len), end
     return Template(
-        pattern=re.compile(b"".join(pattern), re.M),
+        pattern=re.compile(b"%b(?:%b)*%b" % (first, further, _POSSESSIVE)),
+        mark=mark,
         columns=tuple(field.column for field in fields),
-        cells=tuple(line[: field.start].translate(_TO_TABLE).count(b",") for field in fields),
-        commas=line.translate(_TO_TABLE).count(b","),
-        time=time[0] if time else None,
+        cells=tuple(_cell(line, field.start) for field in fields),
+        commas=_cell(line, len(line)),
+        clock=tuple(_cell(line, time[0]) + 1 + unit for unit in range(len(_CLOCK_UNITS))) if time else (),
         source=source,
     )
 
 
-def read_values(template: Template, text: bytes) -> tuple[Matrix, list[Matrix]]:
+def _cell(line: bytes, offset: int) -> int:
+    """Place of what stands at an offset of a line among the cells of its table."""
+    return line[:offset].translate(_TO_TABLE).count(b",")
+
+
+def find_lines(template: Template, chunk: bytes) -> Iterator[re.Match[bytes]]:
+    """Find the lines of a layout.
+
+    Args:
+        template: The template.
+        chunk: Whole lines.
+
+    Yields:
+        A match for each stretch of such lines, no longer than a day.
+    """
+    end = 0
+    while (mark := chunk.find(template.mark, end)) >= 0:
+        begin = max(end, chunk.rfind(b"\n", end, mark) + 1)
+        if match := template.pattern.match(chunk, begin):
+            yield match
+        # A line without line end is the last one, and cut.
+        end = match.end() if match else chunk.find(b"\n", mark) + 1 or len(chunk)
+
+
+def read_values(template: Template, text: bytes) -> tuple[Matrix, Matrix]:
     """Convert lines of one layout.
 
     Args:
@@ -91,14 +121,13 @@ def read_values(template: Template, text: bytes) -> tuple[Matrix, list[Matrix]]:
         text: What its pattern matched.
 
     Returns:
-        Times in ms since 1970, shape (lines,), nan where there is none; the values of each column, of the same shape.
+        Times in ms since midnight, shape (lines,), nan where there is none; the values, shape (columns, lines).
 
     Raises:
         ValueError: A value is no number.
     """
     if not text:
-        return np.empty(0), [np.empty(0) for _ in template.columns]
-    line_ends = np.flatnonzero(np.frombuffer(text, np.uint8) == _NEWLINE)
+        return np.empty(0), np.empty((len(template.columns), 0))
     with warnings.catch_warnings():
         # Some versions of pandas call the option superfluous, to others the last digit depends on it.
         warnings.simplefilter("ignore")
@@ -106,44 +135,42 @@ def read_values(template: Template, text: bytes) -> tuple[Matrix, list[Matrix]]:
             io.BytesIO(text.translate(_TO_TABLE, _TO_NOTHING)),
             header=None,
             names=range(template.commas + 1),
-            usecols=template.cells,
+            usecols=[*template.clock, *template.cells],
             index_col=False,
             dtype=np.float64,
             quoting=csv.QUOTE_NONE,
             float_precision="round_trip",
             low_memory=False,
         )
-    values = [frame[cell].to_numpy() for cell in template.cells]
-    if template.time is None:
-        return np.full(len(line_ends), np.nan), values
-    starts = np.concatenate([[0], line_ends[:-1] + 1]) + template.time
-    stamps = np.frombuffer(text, np.uint8)[starts[:, None] + np.arange(_TIME_WIDTH)]
-    return _milliseconds(stamps), values
+    numbers = frame.to_numpy().T
+    clock = numbers[: len(template.clock)]
+    return np.array(_CLOCK_UNITS) @ clock if len(clock) else np.full(len(frame), np.nan), numbers[len(clock) :]
 
 
-def milliseconds(stamps: Sequence[bytes]) -> Matrix:
-    """Read times of the form 2024-03-27 17:03:42,047.
+def milliseconds(stamp: bytes) -> float:
+    """Read a time of the form 2024-03-27 17:03:42,047.
 
     Args:
-        stamps: The texts, 23 bytes each.
+        stamp: The text.
 
     Returns:
         Milliseconds since 1970 on the log's own clock; nan for a date that does not exist.
     """
-    return _milliseconds(np.frombuffer(b"".join(stamps), np.uint8).reshape(-1, _TIME_WIDTH))
+    date, *clock = re.split(b"[ :,]", stamp)
+    return midnight(date) + sum(int(number) * unit for number, unit in zip(clock, _CLOCK_UNITS, strict=True))
 
 
-def _milliseconds(stamps: npt.NDArray[np.uint8]) -> Matrix:
-    weights = np.zeros(_TIME_WIDTH)
-    weights[[11, 12, 14, 15, 17, 18, 20, 21, 22]] = [36e6, 36e5, 6e5, 6e4, 1e4, 1e3, 100, 10, 1]
-    dates, where = np.unique(np.ascontiguousarray(stamps[:, :10]).view("S10").ravel(), return_inverse=True)
-    days = np.array([_days(date.decode("ascii")) for date in dates])
-    result: Matrix = days[where] * 86_400_000 + ((stamps - np.uint8(ord("0"))) * weights).sum(axis=1)
-    return result
+@lru_cache(maxsize=64)
+def midnight(date: bytes) -> float:
+    """Read a date of the form 2024-03-27.
 
+    Args:
+        date: The text.
 
-def _days(date: str) -> float:
+    Returns:
+        Its beginning in milliseconds since 1970; nan for a date that does not exist.
+    """
     try:
-        return float((np.datetime64(date, "D") - _EPOCH).astype(int))
+        return float((np.datetime64(date.decode("ascii"), "D") - _EPOCH).astype(int)) * _DAY
     except ValueError:
         return float("nan")

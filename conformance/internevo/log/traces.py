@@ -11,6 +11,12 @@ from conformance.internevo.log.records import EXCEPTION, KILLED, Event
 
 _MAX_TRACEBACK = 120
 
+# What a line has that begins a traceback, goes on with one that was whole, or tells a signal.
+MARKS = (
+    rb"Traceback \(most|During handling of|The above exception|Signal \d|Received \d|Fatal Python|Killed|Segmentation|"
+    rb"Bus error|Aborted"
+)
+
 # InternEvo's train.py catches every exception, logs this, and exits with 0.
 RAISED = re.compile(rb"Raise exception from (\S{1,255}) with rank id: (\d{1,9})")
 _TRACEBACK = b"Traceback (most recent call last):"
@@ -30,7 +36,6 @@ class _Trace:
     rank: int | None
     host: str | None = None
     raised_by_train: bool = False
-    inside: bool = False
     chained: bool = False
     type: str = ""
     message: str = ""
@@ -59,9 +64,16 @@ class Traces:
 
     def __init__(self) -> None:
         self._open: dict[int, _Trace] = {}
+        # Sources whose traceback still lacks its last line.
+        self._inside: set[int] = set()
         # Caught exceptions whose own traceback was torn apart by another rank's; the next loose error line is theirs.
         self._torn: list[_Trace] = []
         self.events: list[Event] = []
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a line of any text may belong to a traceback; otherwise only what MARKS finds does."""
+        return bool(self._inside or self._torn)
 
     def raised(self, source: int, match: re.Match[bytes], line: int, time: datetime | None) -> None:
         """Take the logger's line that announces an exception.
@@ -90,11 +102,11 @@ class Traces:
         if _TRACEBACK in piece:
             return self._begin(source, line, rank)
         trace = self._open.get(source)
-        if trace is not None and trace.inside:
+        if trace is not None and source in self._inside:
             self._add(trace, piece)
             if piece[:1] not in (b" ", b"\t", b"") and (match := _FINAL.match(piece)):
                 trace.type, trace.message = text(match[1]), text(match[2] or b"")
-                trace.inside = False
+                self._inside.discard(source)
             return True
         if trace is not None and _CHAINED.match(piece):
             trace.chained = True
@@ -119,7 +131,8 @@ class Traces:
         if trace is None or (trace.type and not trace.chained):
             self.close(source)
             trace = self._open[source] = _Trace(line, None, rank)
-        trace.inside, trace.chained = True, False
+        self._inside.add(source)
+        trace.chained = False
         self._add(trace, _TRACEBACK)
         return True
 
@@ -136,6 +149,7 @@ class Traces:
         Args:
             source: Number of the prefix.
         """
+        self._inside.discard(source)
         trace = self._open.pop(source, None)
         if trace is None:
             return

@@ -87,8 +87,21 @@ def test_a_crash_before_a_resumption_is_told_but_not_held_against_the_run():
     assert (shown["type"], shown["after_step"]) == ("RuntimeError", 29)
 
 
-def test_a_last_step_whose_update_was_skipped_is_still_the_last():
-    assert outcome(Run(total_steps=40, skipped={39}).text())[0] == "completed"
+@pytest.mark.parametrize("skipped", [{39}, set(range(30, 40)), set(range(20, 40))])
+def test_a_run_whose_last_updates_were_skipped_is_not_complete(skipped):
+    ended, complete, result, message = outcome(Run(total_steps=40, skipped=skipped).text())
+    assert (ended, complete, result) == ("truncated", False, Result.FAIL)
+    assert f"the updates of the {len(skipped)} steps after it were skipped" in message
+
+
+def test_a_run_whose_gradient_became_undefined_for_good_is_not_complete():
+    nan = b"Nan grad norm occurs, please check it."
+    text = Run(total_steps=40, skipped=set(range(35, 40))).text()
+    assert outcome(text.replace(b"Overflow occurs, please check it.", nan))[2] is Result.FAIL
+
+
+def test_updates_skipped_on_the_way_do_not_matter():
+    assert outcome(Run(total_steps=40, skipped={0, 17, 18}).text())[2] is Result.PASS
 
 
 def test_an_event_is_told_apart_by_its_words():

@@ -123,7 +123,7 @@ def test_a_layout_may_change_within_a_log():
 @pytest.mark.parametrize("data", [SLICE, EXHAUSTED, Run(total_steps=300, skipped={3, 77}).text()])
 def test_templates_read_what_reading_line_by_line_reads(data, monkeypatch):
     fast = only(data)
-    monkeypatch.setattr(parser, "FIRST_CHUNK", 1 << 12)
+    monkeypatch.setattr(parser, "CHUNK", 1 << 12)
     smaller = only(data)
     monkeypatch.setattr(parser, "_MAX_TEMPLATES", 0)
     slow = only(data)

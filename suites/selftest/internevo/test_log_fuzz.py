@@ -1,6 +1,7 @@
 """No input crashes or stalls the log parser, and none makes it lose count of the lines."""
 
 import io
+import re
 import runpy
 from pathlib import Path
 
@@ -106,11 +107,77 @@ def test_real_logs_with_a_fault(position, fault, which):
 def test_where_chunks_are_cut_makes_no_difference(data, size):
     whole = parse_log(io.BytesIO(data))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parser, "FIRST_CHUNK", size)
         patch.setattr(parser, "CHUNK", size)
         pieces = parse_log(io.BytesIO(data))
     assert [run.steps.to_csv() for run in pieces] == [run.steps.to_csv() for run in whole]
     assert [run.events for run in pieces] == [run.events for run in whole]
+
+
+VALUES = st.one_of(
+    st.floats().map(repr),
+    st.floats(0, 1e7).map(repr),
+    st.integers(0, 10**41).map(str),
+    st.sampled_from(["nan", "-nan", "inf", "-inf", "-0", "+1.5", "1e5", "1E5", "1e999", "1e", "--1", "1.2.3", ".", ""]),
+    st.sampled_from(["tensor(1.5,device='cuda:0')", "1_0", "0x10", "1,5", "{'a': 1.0}", "1\n2", "1 2", "\u0661"]),
+)
+CHATTER = st.sampled_from(
+    [
+        *(
+            f"{word}\n".encode()
+            for word in ("NCCL INFO ring 0", "Killed process 12", "KilledByNobody at all", "x loss=1", "ValueError: x")
+        ),
+        b"Traceback (most recent call last):\n",
+        b"[rank1]: Signal 9 (SIGKILL) received by PID 1\n",
+        b"During handling of the above exception, another exception occurred:\n",
+        LINE.replace(b"step=3 ", b"step=3"),
+        LINE[:100] + b"Raise exception from n1 with rank id: 3\n",
+        LINE[:100] + b"\n",
+        LINE.replace(b"beta2", b"2beta"),
+        LINE.replace(b"2026-11-23", b"2026-11-24"),
+        LINE.replace(b"2026-11-23", b"2026-02-30"),
+    ]
+)
+
+
+def lines_with(changes, chatter):
+    """Fifty lines of metrics, some with another value in one field, some followed by other lines."""
+    lines = [LINE.replace(b" step=3 ", b" step=%d " % step) for step in range(50)]
+    for at, which, value in changes:
+        fields = lines[at].split(b"=")
+        which = 1 + which % (len(fields) - 1)
+        rest = fields[which].lstrip(b"-+.0123456789aefin")
+        lines[at] = b"=".join([*fields[:which], value.encode() + rest, *fields[which + 1 :]])
+    for at, line in chatter:
+        lines[at] += line
+    return b"".join(lines)
+
+
+@relaxed
+@given(
+    st.lists(st.tuples(st.integers(0, 49), st.integers(0, 40), VALUES), max_size=6),
+    st.lists(st.tuples(st.integers(0, 49), CHATTER), max_size=6),
+)
+def test_templates_and_marks_read_what_going_line_by_line_reads(changes, chatter):
+    data = lines_with(changes, chatter)
+    fast = parse_log(io.BytesIO(data))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parser, "_MAX_TEMPLATES", 0)
+        patch.setattr(parser, "MARKS", re.compile(b""))
+        slow = parse_log(io.BytesIO(data))
+    # As text, a number has all its digits and its sign.
+    assert [run.steps.to_csv() for run in fast] == [run.steps.to_csv() for run in slow]
+    assert [(run.events, run.head, run.counts) for run in fast] == [(run.events, run.head, run.counts) for run in slow]
+
+
+@relaxed
+@given(hostile)
+def test_lines_without_a_mark_say_nothing(data):
+    fast = parse_log(io.BytesIO(data))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parser, "MARKS", re.compile(b""))
+        slow = parse_log(io.BytesIO(data))
+    assert [run.steps.to_csv() for run in fast] == [run.steps.to_csv() for run in slow]
+    assert [(run.events, run.head, run.counts) for run in fast] == [(run.events, run.head, run.counts) for run in slow]
 
 
 STALLS = {
@@ -125,6 +192,9 @@ STALLS = {
     "headers": LINE[:100] * 20_000,
     "headers without line ends": (LINE[:24] + b"INFO a.py:1 in f -- ") * 50_000,
     "prefixes": b"[default0]:" * 100_000,
+    "marks": b"tflops= loss= ,123 INFO Killed\n" * 20_000,
+    "chatter": b"NCCL INFO Channel 00/0 : 0[0] -> 1[1] via P2P/CUMEM\n" * 200_000,
+    "a date for every line": b"".join(LINE.replace(b"2026-11-23", b"20%02d-11-23" % (i % 99)) for i in range(3000)),
     "tracebacks": b"Traceback (most recent call last):\n" * 50_000,
     "wrapped for ever": LINE[:200] + b"\n" + b"x=1\n" * 100_000,
     "a layout for every line": b"".join(LINE.rstrip() + b" x%d=1\n" % i for i in range(3000)),
