@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
     device = load_device(settings.device)
     device.activate()
     kernels = install()
-    # From here on InternEvo is imported: its tree stays as it was published, and bytecode that lies in it is not believed.
+    # From here on InternEvo is imported. Its tree stays as it was published; bytecode that lies in it is not believed.
     sys.pycache_prefix = str(run / "work" / "pycache")
     if settings.internevo:
         sys.path.insert(0, settings.internevo)

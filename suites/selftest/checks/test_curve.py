@@ -6,7 +6,10 @@ import pytest
 
 from conformance.checks.curve import agrees
 from conformance.checks.finding import Result
+from conformance.judgement import curve_of
 from conformance.metrics.curve import Comparison
+from conformance.plan import Topology, make_plan
+from conformance.spec import load_workload
 
 GOOD = Comparison("tiny-accuracy", 5, 100, 0.004, 0.01, -0.006, 0.02, 30, None, 0.012, ((0, 10.4, 10.2, 10.6),))
 
@@ -38,3 +41,30 @@ def test_a_run_off_the_curve_fails(changes):
 def test_without_a_curve_it_says_why():
     finding = agrees(None, "There is none.")
     assert (finding.result, finding.message) == (Result.SKIP, "There is none.")
+
+
+SLICE = {"num_layers": 6, "total_steps": 100}  # what the curve's runs were asked for
+
+
+@pytest.mark.parametrize(
+    ("overrides", "data", "applies"),
+    [
+        (SLICE, "dummy", True),
+        ({**SLICE, "micro_bsz": 1, "micro_num": 8}, "dummy", True),  # the same tokens in each step
+        ({"total_steps": 100}, "dummy", False),
+        ({"num_layers": 6}, "dummy", False),
+        ({**SLICE, "micro_num": 2}, "dummy", False),
+        (SLICE, "a" * 64, False),
+    ],
+)
+def test_a_curve_is_for_runs_of_its_own_plan_alone(overrides, data, applies):
+    plan = make_plan(load_workload("slice-7b-perf"), Topology(1, 1), overrides)
+    curve = curve_of(plan, data)
+    assert (curve is not None) is applies
+    if curve is not None:
+        assert (curve.num_layers, curve.total_steps, curve.tokens_per_step) == (6, 100, 32768)
+
+
+def test_no_curve_is_that_of_another_workload():
+    plan = make_plan(load_workload("tiny-perf"), Topology(1, 2), {"total_steps": 100})
+    assert curve_of(plan, "dummy") is None

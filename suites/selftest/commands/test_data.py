@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -49,6 +50,23 @@ def test_prepare_fingerprint_check(source, tokenizer, tmp_path, capsys):
     assert f"was prepared as {digest}; its files have changed" in capsys.readouterr().out
     assert main(["data", "check", out]) == 1
     assert "FAIL" in capsys.readouterr().out
+
+
+def test_progress_goes_to_stderr_with_rate_and_time_left(tokenizer, tmp_path, capsys, monkeypatch):
+    from conformance.commands import data as command
+    from conformance.data import inputs
+
+    monkeypatch.setattr(command, "PLAIN_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(inputs, "BLOCK_BYTES", 2**18)
+    source = tmp_path / "a.jsonl"
+    source.write_text('{"text": "one"}\n' * 200_000)
+    out = str(tmp_path / "out")
+    assert main(["data", "prepare", str(source), "--tokenizer", tokenizer, "--out", out, "--workers", "1"]) == 0
+    printed, told = capsys.readouterr()
+    assert "preparing" not in printed
+    lines = told.splitlines()
+    assert len(lines) >= 10
+    assert re.fullmatch(r"preparing: \d of 3 MB, \d+\.\d MB/s, \d+ s left, [\d,]+ tokens", lines[-2])
 
 
 def test_bad_input_is_a_sentence(source, tokenizer, tmp_path, capsys):

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import runpy
+import signal
 import subprocess
 import sys
 import time
@@ -203,6 +204,24 @@ def test_progress_ends_with_everything_done(corpus, tokenizer, tmp_path, small_b
     assert told[-1].broken == found.broken
 
 
+def test_only_a_few_blocks_are_in_work_at_once(corpus, tokenizer, tmp_path, small_blocks, monkeypatch):
+    """Memory depends on the workers, not on the input: two blocks each are in work, and one is being read."""
+    real, taken, ahead = inputs.blocks, [], []
+
+    def blocks(source, start):
+        for block in real(source, start):
+            taken.append(block.start)
+            yield block
+
+    monkeypatch.setattr(inputs, "blocks", blocks)
+    source = corpus / "corpus-jsonl.jsonl"
+    data.prepare(
+        [source], tokenizer, tmp_path / "out", workers=2, on_progress=lambda _: ahead.append(len(taken) - len(ahead))
+    )
+    assert len(ahead) > 20
+    assert max(ahead) <= 2 * 2 + 1
+
+
 def test_a_finished_folder_is_left_alone(corpus, tokenizer, tmp_path):
     first = data.prepare([corpus], tokenizer, tmp_path / "out", workers=2)
     told: list[data.Progress] = []
@@ -315,6 +334,33 @@ inputs.BLOCK_BYTES, preparing.CHECKPOINT_SECONDS, preparing.SHARD_BYTES = 20_000
 if __name__ == "__main__":
     data.prepare([Path(sys.argv[1])], Path(sys.argv[2]), Path(sys.argv[3]), workers=2)
 """
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_a_sentence_and_the_same_command_goes_on(corpus, tokenizer, tmp_path):
+    source, out = tmp_path / "big.jsonl", tmp_path / "out"
+    text = (corpus / "corpus-jsonl.jsonl").read_bytes()
+    source.write_bytes(b"".join(b'{"round": %d}\n' % number + text for number in range(300)))
+    command = [sys.executable, "-m", "conformance.cli", "data", "prepare", str(source), "--tokenizer", str(tokenizer)]
+    command += ["--workers", "2", "--out"]
+    process = subprocess.Popen(
+        [*command, str(out)], start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    bins = out / "train/en/big-00000.bin"
+    while not (bins.exists() and bins.stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.01)
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+    printed, said = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (130, "")
+    assert said.endswith("conformance data: interrupted.\n")
+    assert "Traceback" not in said
+    assert psutil.wait_procs(family, timeout=20)[1] == []
+    assert not (out / "fingerprint.json").exists()
+    for folder in (out, tmp_path / "whole"):
+        subprocess.run([*command, str(folder)], check=True, capture_output=True)
+    assert made(out) == made(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -65,6 +65,32 @@ def attention_sees_the_future():
     reference.varlen_attention = attention
 
 
+def rms_norm_of_the_sum():
+    """RMSNorm that divides by the root of the sum of squares in place of their mean."""
+    import torch.nn.functional as functional
+
+    def rms_norm(x, shape, weight, eps):
+        wide = x.float()
+        return (wide * (wide.square().sum(-1, keepdim=True) + eps).rsqrt() * weight.float()).to(x.dtype)
+
+    functional.rms_norm = rms_norm
+
+
+def rms_norm_without_weight():
+    """RMSNorm that forgets its gain, whose gradient is 0."""
+    import torch.nn.functional as functional
+
+    real = functional.rms_norm
+    functional.rms_norm = lambda x, shape, weight, eps: real(x, shape, 1 + 0 * weight, eps)
+
+
+def rotary_not_applied():
+    """Queries and keys that know no position."""
+    from conformance.kernels import reference
+
+    reference.rotate = lambda x1, x2, cos, sin, *, conjugate=False: (x1.clone(), x2.clone())
+
+
 def dropped_all_reduce():
     """Gradients that are not summed over the data-parallel ranks: each rank's own are taken for the mean."""
     import torch.distributed as dist
@@ -110,6 +136,9 @@ FAULTS = {
         attention_without_scale,
         attention_scale_of_the_whole_width,
         attention_sees_the_future,
+        rms_norm_of_the_sum,
+        rms_norm_without_weight,
+        rotary_not_applied,
         dropped_all_reduce,
         update_of_a_tenth,
     )
