@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -30,6 +30,79 @@ class Journal:
 
     entries: tuple[Mapping[str, Any], ...]
     head: str
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One started run, as a journal tells of it.
+
+    Args:
+        run: Its name.
+        workload: What it was an attempt at.
+        plan: Digest of its plan.
+        outcome: How it ended; None where it never did.
+        evidence: Digest of what it left; None where nothing says.
+        earlier: The attempt whose checkpoint it went on from: of the same workload and plan, and in the journal.
+        fresh: Whether it counts as an attempt of its own: it began anew, or went on from what another had gone on from.
+    """
+
+    run: str
+    workload: object
+    plan: object
+    outcome: object
+    evidence: object
+    earlier: Attempt | None
+    fresh: bool
+
+    def chain(self) -> tuple[Attempt, ...]:
+        """The attempts that it goes on from.
+
+        Returns:
+            The oldest first; none where it began anew.
+        """
+        found = []
+        attempt = self.earlier
+        while attempt is not None:
+            found.append(attempt)
+            attempt = attempt.earlier
+        return tuple(reversed(found))
+
+
+def attempts(entries: Sequence[Mapping[str, Any]]) -> tuple[Attempt, ...]:
+    """Tell which attempts a journal shows, and which of them are one run.
+
+    Going on from a checkpoint is no further attempt, once: who goes on twice from the same one may choose between two
+    outcomes. What names a run of another workload or plan, or none that the journal shows, goes on from nothing.
+
+    Args:
+        entries: The journal's entries, oldest first.
+
+    Returns:
+        One for each start, in order.
+    """
+    ends: dict[int, Mapping[str, Any]] = {}
+    pending: dict[str, Mapping[str, Any]] = {}
+    for number in range(len(entries) - 1, -1, -1):
+        entry = entries[number]
+        if entry.get("event") == "ended":
+            pending[str(entry.get("run"))] = entry
+        elif entry.get("event") == "started":
+            ends[number] = pending.pop(str(entry.get("run")), {})
+    found: list[Attempt] = []
+    latest: dict[str, Attempt] = {}
+    left: dict[int, bool] = {}  # by identity: whether somebody went on from it
+    for number, end in sorted(ends.items()):
+        entry = entries[number]
+        name, workload, plan = str(entry.get("run")), entry.get("workload"), entry.get("plan")
+        earlier = latest.get(str(entry["resumes"])) if "resumes" in entry else None
+        if earlier is not None and (earlier.workload, earlier.plan) != (workload, plan):
+            earlier = None
+        fresh = earlier is None or left.get(id(earlier), False)
+        if earlier is not None:
+            left[id(earlier)] = True
+        latest[name] = Attempt(name, workload, plan, end.get("outcome"), end.get("evidence"), earlier, fresh)
+        found.append(latest[name])
+    return tuple(found)
 
 
 def append(path: Path, event: str, run: str, **details: Any) -> str:

@@ -108,8 +108,8 @@ def judge(files: Evidence) -> Judgement:
         *supervision.pace(_optional(files, evidence.FAULTS)),
         _even(files),
     ]
-    if plan.workload.kind == "accuracy":
-        findings.append(_chained(files, attempts))
+    if plan.workload.kind == "accuracy" or len(attempts) > 1:
+        findings.append(_chained(files, attempts, plan.workload.checkpoint_every is not None))
     metrics: dict[str, Any] = {}
     steps: list[dict[str, float]] = []
     losses: list[float] = []
@@ -370,10 +370,10 @@ def losses_of(steps: pd.DataFrame) -> Matrix | None:
     return np.asarray(steps[name].to_numpy()[:count], dtype=np.float64) if count else None
 
 
-def _chained(files: Evidence, attempts: Sequence[Attempt]) -> Finding:
+def _chained(files: Evidence, attempts: Sequence[Attempt], resumable: bool) -> Finding:
     with files.open(evidence.JOURNAL) as stream:
         entries = journal.parse(stream.read(journal.MAX_JOURNAL_BYTES + 1)).entries
-    return run_checks.attempts([evidence.attempt_digest(each.files) for each in attempts[:-1]], entries)
+    return run_checks.attempts([evidence.attempt_digest(each.files) for each in attempts[:-1]], entries, resumable)
 
 
 def analyse_attempts(attempts: Sequence[Attempt], plan: Plan, limits: Limits) -> tuple[str, RunAnalysis]:

@@ -104,8 +104,8 @@ def _hours_to_target(loss: Mapping[str, Any], speed: Mapping[str, Any], plan: Ma
     met = loss.get("held_since")
     if met is None or not speed.get("median"):
         return None
-    tokens = (met + 1) * plan["global_batch_size"] * plan["model"]["seq_len"]
-    return float(tokens / plan["cards"] / speed["median"] / 3600)
+    tokens_per_card = (met + 1) * plan["tokens_per_step"] / plan["cards"]
+    return float(tokens_per_card / speed["median"] / 3600)
 
 
 def _energy(files: BundleEvidence, tgs: float | None) -> float | None:

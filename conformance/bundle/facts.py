@@ -10,6 +10,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from conformance.checks.finding import Finding
 
+Reply = tuple[str, str]  # answer and message
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -46,6 +48,7 @@ class RunFacts:
         seed: The seed that was asked for; None where it cannot be told.
         challenge: challenge.dsse.json; None where the run answers no challenge.
         data: Digest of the data set that it trained on; None where its evidence tells of none.
+        data_name: Name of the data set that the workload has to train on; empty where the evidence tells no workload.
         steps: step, tgs and loss of every logged step, for drawing.
     """
 
@@ -62,6 +65,7 @@ class RunFacts:
     seed: int | None
     challenge: bytes | None
     data: str | None
+    data_name: str
     steps: Sequence[Mapping[str, float]] = ()
 
     @property
@@ -101,3 +105,28 @@ class BundleFacts:
     runs: tuple[RunFacts, ...]
     contradictions: tuple[str, ...] = ()
     submission: bool = False
+
+
+def at(run: RunFacts) -> str:
+    """Where a message is about.
+
+    Args:
+        run: The run.
+
+    Returns:
+        Its name and a colon; empty where the bundle is of one run.
+    """
+    return f"{run.name}: " if run.name else ""
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things, in words.
+
+    Args:
+        number: How many.
+        noun: Of what, in the singular.
+
+    Returns:
+        Such as "2 runs" or "no runs".
+    """
+    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"

@@ -12,7 +12,7 @@ from conformance import evidence, strictjson
 from conformance.bundle import archive, submission, system
 from conformance.errors import EvidenceError
 from conformance.evidence import RunDirectory
-from conformance.report import dsse, statement
+from conformance.report import dsse, keys, statement
 from conformance.report.build import signed_now, this_suite
 from conformance.report.statement import SUBMISSION, Statement
 from conformance.strictjson import quoted
@@ -112,8 +112,11 @@ def submit(
         raise EvidenceError(f"The vendor's name is {quoted(vendor)}; expected printable text.", "Give it another.")
     reports = read_reports(runs)
     facts = system.complete(given, [report.predicate for report in reports.values()])
-    members: dict[str, Path | bytes] = {submission.SYSTEM: strictjson.dumps(facts) + b"\n"}
-    digests = {submission.SYSTEM: _sha256(members[submission.SYSTEM])}
+    members: dict[str, Path | bytes] = {
+        submission.SYSTEM: strictjson.dumps(facts) + b"\n",
+        evidence.SIGNER: keys.public_pem(key.public_key()),
+    }
+    digests = {name: _sha256(content) for name, content in members.items()}
     for run, (name, report) in zip(runs, reports.items(), strict=True):
         _require_unchanged(run, report)
         prefix = f"{submission.RUNS}{name}/"

@@ -3,6 +3,7 @@
 submission.dsse.json     the statement, signed by the vendor, and by others where a policy asks for it
 system.json              what the system is
 challenge.dsse.json      the lab's challenge that the runs answered, if any
+environment/signer.pub   the public key whose private half signed the statement
 runs/NAME/...            whole run directories, each with its own report.dsse.json
 
 All that the statement says follows from the runs' reports and system.json, so that a verifier computes it again.
@@ -15,7 +16,7 @@ from typing import Any
 
 from conformance.bundle import system
 from conformance.errors import EvidenceError, SignatureError
-from conformance.evidence import CHALLENGE, REPORT
+from conformance.evidence import CHALLENGE, REPORT, SIGNER
 from conformance.report import statement
 from conformance.report.statement import SUBMISSION, Statement
 from conformance.strictjson import quoted
@@ -43,7 +44,7 @@ def load(payload: bytes) -> Statement:
     runs = [run["name"] for run in submitted.predicate["runs"]]
     if runs != sorted(set(runs)):
         raise SignatureError("The submission is refused: its runs are not in strictly ascending order of names.")
-    expected = {SYSTEM, *(f"{RUNS}{run}/{REPORT}" for run in runs)}
+    expected = {SYSTEM, SIGNER, *(f"{RUNS}{run}/{REPORT}" for run in runs)}
     if submitted.predicate["challenge"] is not None:
         expected.add(CHALLENGE)
     if missing := sorted(expected - submitted.subjects.keys()):

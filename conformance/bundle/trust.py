@@ -7,14 +7,14 @@ verdict open: what could not be shown is not taken for granted.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from itertools import combinations, pairwise
+from itertools import combinations
 
-from conformance.bundle.facts import Answer, BundleFacts, RunFacts
+from conformance.bundle.attempts import journal_answer
+from conformance.bundle.facts import Answer, BundleFacts, Reply, RunFacts, at, count
 from conformance.bundle.policy import LAB, Key, Policy
 from conformance.checks.finding import Finding, Result, Verdict, verdict
 from conformance.checks.throughput import floor_reached
@@ -48,6 +48,7 @@ QUESTIONS = {
 SOURCE_CHECKS = ("source-pinned", "patches-declared")
 PLAN_CHECKS = ("run-config", "log-head", "log-elements")
 LIMIT_CHECKS = ("tgs-floor", "tflops-floor", "tgs-floor-declared", "loss-defined", "loss-target")
+TRAIN_ON_PINNED = "Train on the data set that the policy pins."
 OTHER_SUITE = "Verify with the suite that made the report."
 # More are one and the same fault.
 SHOWN = 3
@@ -91,7 +92,6 @@ class Judged:
     nonces: tuple[str, ...]
 
 
-Reply = tuple[str, str]  # answer and message
 Together = Sequence[tuple[RunFacts, tuple[Finding, ...]]]
 
 
@@ -124,7 +124,7 @@ def judge_trust(facts: BundleFacts, bench: Bench) -> Judged:
         "limits": _group(together, lambda check: check in LIMIT_CHECKS, waived),
         "data": _data(facts, bench),
         "checks": _checks(together, waived),
-        "journal": _journal(facts, bench),
+        "journal": journal_answer(facts, bench.policy),
         **({"devices": _devices(facts)} if facts.submission else {}),
         "runs": _runs(facts, bench),
         "challenge": _challenge(facts, vendor, bench),
@@ -195,7 +195,7 @@ def _rule(run: RunFacts, vendor: str, bench: Bench) -> tuple[tuple[Finding, ...]
         return run.findings, []
     found = []
     for finding in run.findings:
-        finding = _by_patch_ruling(_by_floor(finding, run, policy), run, policy)
+        finding = _by_pin(_by_patch_ruling(_by_floor(finding, run, policy), run, policy), run, policy)
         waiver = next(
             (
                 one
@@ -246,6 +246,19 @@ def _by_patch_ruling(finding: Finding, run: RunFacts, policy: Policy) -> Finding
     return replace(finding, result=Result.FAIL, message=f"The lab refused {', '.join(refused)}. {told}.")
 
 
+def _by_pin(finding: Finding, run: RunFacts, policy: Policy) -> Finding:
+    """Settle what a spec without a pin leaves to the lab: whether the data are those that the target was set for."""
+    if finding.check != "data-pinned" or finding.limit is not None:
+        return finding
+    told = f"digest {run.data}" if run.data else "no digest"
+    if not _is_pinned(run, policy):
+        message = f"The data are not {run.data_name} as the policy pins it: {told}."
+        return replace(finding, result=Result.FAIL, message=message, next_step=TRAIN_ON_PINNED)
+    message = f"The data are {run.data_name} as the policy pins it."
+    limit = f"the policy {quoted(policy.name)}"
+    return replace(finding, result=Result.PASS, message=message, limit=run.data, limit_source=limit, next_step="")
+
+
 # --- the questions ---------------------------------------------------------------------------------------------------
 
 
@@ -279,7 +292,7 @@ def _recomputed(facts: BundleFacts) -> Reply:
     if not bad:
         count = sum(len(run.findings) for run in facts.runs)
         return "yes", f"Plan, figures and {count} findings computed again from the raw logs equal the claimed."
-    told = "; ".join(f"{_at(run)}{fault}" for run in bad for fault in run.differences[:5])
+    told = "; ".join(f"{at(run)}{fault}" for run in bad for fault in run.differences[:5])
     message = f"Computed again from the raw logs, the report differs at {told}."
     # Another suite may find more or less in an honest log; only the one that made the report can refute it.
     if all(run.predicate["suite"]["tree_digest"] != here for run in bad):
@@ -294,7 +307,7 @@ def _group(together: Together, belongs: Callable[[str], bool], waived: Sequence[
         for finding in findings:
             if not belongs(finding.check) or not _is_decisive(finding):
                 continue
-            told = f"{_at(run)}{finding.check}: {finding.message}"
+            told = f"{at(run)}{finding.check}: {finding.message}"
             if finding.result is Result.FAIL:
                 bad.append(told)
             elif finding.result is Result.ERROR or (finding.result is Result.SKIP and _is_needed(run, finding.check)):
@@ -306,7 +319,7 @@ def _group(together: Together, belongs: Callable[[str], bool], waived: Sequence[
     if bad or unsettled:
         return "no" if bad else "open", " ".join((bad or unsettled)[:SHOWN])
     apart = f", {skipped} with nothing to check" if skipped else ""
-    return "yes", f"{_count(passed, 'check')} passed{apart}.{_told(waived)}"
+    return "yes", f"{count(passed, 'check')} passed{apart}.{_told(waived)}"
 
 
 def _is_needed(run: RunFacts, check: str) -> bool:
@@ -319,13 +332,21 @@ def _data(facts: BundleFacts, bench: Bench) -> Reply:
     if not runs:
         return "yes", "No run depends on a data set."
     if missing := [run for run in runs if run.data is None]:
-        return "no", f"{_at(missing[0])}The evidence holds no fingerprint of the data that it trained on."
-    digests = sorted({run.data for run in runs if run.data is not None})
+        return "no", f"{at(missing[0])}The evidence holds no fingerprint of the data that it trained on."
+    digests = ", ".join(sorted({run.data for run in runs if run.data is not None}))
     if bench.policy is None:
-        return "open", f"Whether {', '.join(digests)} is the data set, only a policy says."
-    if strange := [digest for digest in digests if digest not in bench.policy.data]:
-        return "no", f"The policy accepts no data set {strange[0]}."
-    return "yes", f"Data set {', '.join(quoted(bench.policy.data[digest]) for digest in digests)}."
+        return "open", f"Whether {digests} is the data set, only a policy says."
+    for run in runs:
+        if not _is_pinned(run, bench.policy):
+            named = bench.policy.data.get(str(run.data))
+            only = f" as {run.data_name}" if named is None else f" as {run.data_name}, only as {quoted(named)}"
+            return "no", f"{at(run)}The policy accepts no data set {run.data}{only}."
+    return "yes", f"Data set {', '.join(sorted({run.data_name for run in runs}))}: {digests}."
+
+
+def _is_pinned(run: RunFacts, policy: Policy) -> bool:
+    """Whether the policy names the data that a run trained on as those of its workload."""
+    return run.data is not None and policy.data.get(run.data) == run.data_name
 
 
 def _checks(together: Together, waived: Sequence[str]) -> Reply:
@@ -337,64 +358,19 @@ def _checks(together: Together, waived: Sequence[str]) -> Reply:
         for check in required:
             # A run may show several faults; each is a finding of its own, and fails.
             several = any(f.check == check and f.result is Result.FAIL for f in findings)
-            for count, who in ((found[check], "is found here"), (claimed[check], "stands in the report")):
-                if count > 1 and not several:
-                    return "no", f"{_at(run)}The required check {check} {who} {count} times; expected once."
-                if not count and _is_due(run, findings):
-                    return "no", f"{_at(run)}The required check {check} is missing: it {who} not at all."
+            for times, who in ((found[check], "is found here"), (claimed[check], "stands in the report")):
+                if times > 1 and not several:
+                    return "no", f"{at(run)}The required check {check} {who} {times} times; expected once."
+                if not times and _is_due(run, findings):
+                    return "no", f"{at(run)}The required check {check} is missing: it {who} not at all."
         if unknown := sorted(found.keys() - known.keys()):
-            return "no", f"{_at(run)}There is no check {quoted(unknown[0])}."
+            return "no", f"{at(run)}There is no check {quoted(unknown[0])}."
     return _group(together, lambda check: not any(check in group for group in told_above), waived)
 
 
 def _is_due(run: RunFacts, findings: Iterable[Finding]) -> bool:
     """Whether all checks must be there: without a training step most have nothing to look at, and run-steps fails."""
     return run.kind != "preflight" and not any(f.check == "run-steps" and f.result is not Result.PASS for f in findings)
-
-
-def _journal(facts: BundleFacts, bench: Bench) -> Reply:
-    for run in facts.runs:
-        last = run.journal[-1] if run.journal else {}
-        if run.journal_fault:
-            return "no", f"{_at(run)}{run.journal_fault}"
-        if last.get("event") != "ended" or last.get("evidence") != run.attempt:
-            return "no", f"{_at(run)}The journal's last entry is not the end of this run with this evidence."
-        starts = [one for one in run.journal if one.get("event") == "started" and one.get("run") == last.get("run")]
-        if not starts or starts[-1].get("workload") != _attempted(run):
-            return "no", f"{_at(run)}The journal does not show the start of this run of {_attempted(run)}."
-    by_length = sorted(facts.runs, key=lambda run: len(run.journal))
-    for shorter, longer in pairwise(by_length):
-        if longer.journal[: len(shorter.journal)] != shorter.journal:
-            return "no", (
-                f"The journals of {shorter.name} and {longer.name} part: an attempt was left out of one of them, or "
-                "they stand in different reports folders."
-            )
-    return _attempts(facts, by_length[-1], bench)
-
-
-def _attempted(run: RunFacts) -> str:
-    """What the journal calls it: a preflight measures on the shapes of a workload and is no attempt at it."""
-    return run.kind if run.kind == "preflight" else run.workload
-
-
-def _attempts(facts: BundleFacts, longest: RunFacts, bench: Bench) -> Reply:
-    # A run that goes on from its own checkpoint is no further attempt.
-    starts = [entry for entry in longest.journal if entry.get("event") == "started" and "resumes" not in entry]
-    ended = {entry.get("run") for entry in longest.journal if entry.get("event") == "ended"}
-    told = []
-    for workload in sorted({_attempted(run) for run in facts.runs}):
-        count = sum(entry.get("workload") == workload for entry in starts)
-        here = sum(_attempted(run) == workload for run in facts.runs)
-        accepted = None if bench.policy is None else bench.policy.workloads.get(workload)
-        if accepted is not None and accepted.max_attempts is not None and count > accepted.max_attempts:
-            return "no", (
-                f"The journal shows {count} attempts of {workload}, {here} of them in this bundle; the policy allows "
-                f"{accepted.max_attempts}."
-            )
-        told.append(f"{_count(count, 'attempt')} of {workload}, {here} of them here")
-    open_ended = sum(entry.get("run") not in ended for entry in starts)
-    unended = f"; {open_ended} never ended" if open_ended else ""
-    return "yes", f"Its chain holds: {', '.join(told)}{unended}."
 
 
 def _devices(facts: BundleFacts) -> Reply:
@@ -406,26 +382,32 @@ def _devices(facts: BundleFacts) -> Reply:
 
 def _runs(facts: BundleFacts, bench: Bench) -> Reply:
     for first, second in combinations(facts.runs, 2):
-        if first.attempt == second.attempt:
+        if first.attempt == second.attempt or (_log(first) is not None and _log(first) == _log(second)):
             return "no", f"{first.name} and {second.name} are one and the same run."
     if bench.policy is None:
         return "open", f"{len(facts.runs)} here; how many are required, only a policy says."
-    kinds = Counter((run.workload, run.kind == "preflight") for run in facts.runs)
-    trained = sorted({workload for workload, preflight in kinds if not preflight})
+    trained = Counter((run.workload, run.official) for run in facts.runs if run.kind != "preflight")
     if not trained:
         return "no", "The bundle holds no training run."
-    preflights = sum(count for (_, preflight), count in kinds.items() if preflight)
-    for workload in trained:
+    for (workload, official), number in sorted(trained.items()):
         accepted = bench.policy.workloads.get(workload)
         if accepted is None:
             return "no", f"The policy does not accept the workload {workload}."
-        for count, needed, what in (
-            (kinds[workload, False], accepted.runs, f"runs of {workload}"),
+        # A preflight on the shapes of a rehearsal says nothing of the benchmark's own.
+        preflights = sum(run.kind == "preflight" and (run.official or not official) for run in facts.runs)
+        for there, needed, what in (
+            (number, accepted.runs, f"runs of {workload}"),
             (preflights, accepted.preflights, f"preflights for {workload}"),
         ):
-            if count < needed:
-                return "no", f"The bundle holds {count} {what}; the policy requires {needed}."
-    return "yes", f"{_count(len(facts.runs), 'run')}, as the policy requires of {', '.join(trained)}."
+            if there < needed:
+                return "no", f"The bundle holds {there} {what}; the policy requires {needed}."
+    named = ", ".join(sorted(workload for workload, _ in trained))
+    return "yes", f"{count(len(facts.runs), 'run')}, as the policy requires of {named}."
+
+
+def _log(run: RunFacts) -> str | None:
+    """Digest of the log that carries a run's metrics: a file added beside it makes no second run."""
+    return run.files.get(str(run.rebuilt.get("metrics", {}).get("log")))
 
 
 # --- the challenge ---------------------------------------------------------------------------------------------------
@@ -436,7 +418,7 @@ def _challenge(facts: BundleFacts, vendor: str, bench: Bench) -> Reply:
     without = [run for run in trained if run.challenge is None]
     policy = bench.policy
     if without and policy is not None and policy.challenge_required:
-        return "no", f"{_at(without[0])}The run answers no challenge, and the policy requires one."
+        return "no", f"{at(without[0])}The run answers no challenge, and the policy requires one."
     answering = [run for run in trained if run.challenge is not None]
     if not answering:
         return ("open", "The run answers no challenge.") if policy is None else ("yes", "The policy requires none.")
@@ -446,7 +428,7 @@ def _challenge(facts: BundleFacts, vendor: str, bench: Bench) -> Reply:
         except ConformanceError as error:
             fault = str(error)
         if fault:
-            return "no", f"{_at(run)}{fault}"
+            return "no", f"{at(run)}{fault}"
     if policy is None:
         return "open", "The seed is the challenge's; whether a lab issued it, and it is fresh, only a policy says."
     if bench.spent is None:
@@ -539,6 +521,9 @@ def _trust(facts: BundleFacts, bench: Bench) -> Reply:
     vendors = sorted({key.name for key in keys if key.role == "vendor"})
     if len(vendors) > 1:
         return "no", f"Keys of several vendors signed: {', '.join(map(quoted, vendors))}."
+    known = (bench.policy.keys.get(name) for name in facts.own_keys)
+    if foreign := sorted({key.name for key in known if key and key.role == "vendor"} - set(vendors)):
+        return "no", f"A run is signed by the key of another vendor: {', '.join(map(quoted, foreign))}."
     if facts.submission and vendors != [facts.predicate["vendor"]]:
         signer = ", ".join(map(quoted, vendors)) or "no vendor"
         return "no", f"The submission is by {quoted(facts.predicate['vendor'])}, and signed by {signer}."
@@ -561,14 +546,6 @@ def _key_fault(key: Key, when: datetime) -> str:
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def _at(run: RunFacts) -> str:
-    return f"{run.name}: " if run.name else ""
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
-
-
 def _told(waived: Sequence[str]) -> str:
     return "".join(f" {sentence}." for sentence in waived)
 
@@ -580,6 +557,6 @@ def _time(moment: datetime) -> str:
 def _moment(text: object) -> datetime | None:
     try:
         moment = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
-    except ValueError:
+        return None if moment.tzinfo is None else moment.astimezone(timezone.utc)
+    except (ValueError, OverflowError):  # the first and the last day of the calendar exist in one time zone only
         return None
-    return moment if moment.tzinfo is not None and math.isfinite(moment.timestamp()) else None

@@ -184,9 +184,7 @@ def verify(path: Path, bench: Bench | None = None) -> Verification:
         limits = bench.policy.limits if bench.policy else archive.Limits()
         index = _ask(answers, "archive", lambda: _archive(path, limits))
         envelopes = _ask(answers, "", lambda: ("", _envelopes(index)), otherwise="signature")
-        own_keys, unsettled = _ask(answers, "signature", lambda: _signatures(index, envelopes, bench))
-        if unsettled:
-            answers[-1] = Answer("signature", QUESTIONS["signature"], "open", unsettled)
+        own_keys = _ask(answers, "signature", lambda: _signatures(index, envelopes))
         statements = _ask(answers, "schema", lambda: _statements(envelopes))
         _ask(answers, "files", lambda: _files(index, statements))
         facts = _ask(answers, "", lambda: ("", _facts(index, envelopes, statements, own_keys)), otherwise="recomputed")
@@ -240,27 +238,15 @@ def _envelopes(index: BundleIndex) -> dict[str, bytes]:
     return {name: archive.read_member(index, name, dsse.MAX_ENVELOPE_BYTES) for name in names}
 
 
-def _signatures(
-    index: BundleIndex, envelopes: Mapping[str, bytes], bench: Bench
-) -> tuple[str, tuple[dict[str, Ed25519PublicKey], str]]:
-    """Check each envelope under the keys that the bundle brings: they prove that it is whole, not whose it is.
-
-    Only a submission may be signed by a key that its runs do not bring; then it needs the policy's.
-    """
+def _signatures(index: BundleIndex, envelopes: Mapping[str, bytes]) -> tuple[str, dict[str, Ed25519PublicKey]]:
+    """Check each envelope under the key that stands beside it: that proves that it is whole, not whose it is."""
     own: dict[str, Ed25519PublicKey] = {}
-    for prefix in _prefixes(index):
-        public = keys.load_public_key(archive.read_member(index, prefix + evidence.SIGNER, MAX_PUBLIC_KEY_BYTES))
+    for name, envelope in envelopes.items():
+        signer = name[: name.rfind("/") + 1] + evidence.SIGNER
+        public = keys.load_public_key(archive.read_member(index, signer, MAX_PUBLIC_KEY_BYTES))
         own[keys.key_id(public)] = public
-        report = envelopes[prefix + evidence.REPORT]
-        dsse.verify(report, {keys.key_id(public): public}, payload_type=statement.PAYLOAD_TYPE)
-    told = f"Ed25519, {len(envelopes)} signed, by {', '.join(name[:16] for name in sorted(own))}."
-    if submission.STATEMENT in envelopes:
-        known = {**own, **(bench.policy.public_keys() if bench.policy else {})}
-        signers = [signature.keyid for signature in dsse.parse(envelopes[submission.STATEMENT]).signatures]
-        if not known.keys() & set(signers):
-            return told, (own, f"{told} The submission is signed by {signers[0]}, a key that is not known here.")
-        dsse.verify(envelopes[submission.STATEMENT], known, payload_type=statement.PAYLOAD_TYPE)
-    return told, (own, "")
+        dsse.verify(envelope, {keys.key_id(public): public}, payload_type=statement.PAYLOAD_TYPE)
+    return f"Ed25519, {len(envelopes)} signed, by {', '.join(name[:16] for name in sorted(own))}.", own
 
 
 def _statements(envelopes: Mapping[str, bytes]) -> tuple[str, dict[str, Statement]]:
@@ -337,6 +323,7 @@ def _run_facts(files: BundleEvidence, signed: Statement) -> RunFacts:
         seed=request["seed"] if type(request.get("seed")) is int else None,
         challenge=files.small(evidence.CHALLENGE),
         data=data["digest"] if isinstance(data.get("digest"), str) else None,
+        data_name=judgement.plan.workload.data if judgement else "",
         steps=judgement.steps if judgement else (),
     )
 
@@ -347,6 +334,13 @@ def _recompute(files: BundleEvidence, signed: Statement) -> tuple[Judgement | No
         again = build_predicate(files, judgement, signed.predicate["signer"])
     except ConformanceError as error:
         return None, {}, (f"the whole ({error.message})",)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # Only the suite writes these files; what is wrong in one that was edited, no reader can list beforehand.
+        return (
+            None,
+            {},
+            (f"the whole (the evidence cannot be judged: {type(error).__name__} {ascii(str(error))[:80]})",),
+        )
     again["suite"] = signed.predicate["suite"]  # which suite that was, a question of its own asks
     return judgement, again, tuple(differences(signed.predicate, again))[:MAX_DIFFERENCES]
 

@@ -6,12 +6,14 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from conformance import journal
 from conformance.checks.finding import Finding, Result
 from conformance.errors import ConformanceError
 from conformance.internevo.config import render_config
 from conformance.internevo.patches import PATCHES
 from conformance.plan import Plan
 from conformance.spec import Workload
+from conformance.strictjson import quoted
 
 
 def ended(record: Mapping[str, Any]) -> Finding:
@@ -210,37 +212,46 @@ def uniform(records: Mapping[int, Mapping[str, Any]]) -> Finding:
     )
 
 
-def attempts(digests: Sequence[str], entries: Sequence[Mapping[str, Any]]) -> Finding:
-    """Whether the earlier attempts of a resumed run are what the journal says that they left.
+def attempts(digests: Sequence[str], entries: Sequence[Mapping[str, Any]], resumable: bool = True) -> Finding:
+    """Whether the earlier attempts of a resumed run are those that it went on from by the journal, as they left them.
 
     Args:
-        digests: Digest of each earlier attempt's evidence.
-        entries: The journal.
+        digests: Digest of each earlier attempt's evidence, the oldest first.
+        entries: The journal, whose last attempt is this run.
+        resumable: Whether the workload leaves checkpoints to go on from.
 
     Returns:
         The finding of check run-attempts.
     """
-    if not digests:
-        return Finding("run-attempts", Result.PASS, "The run was made in one attempt.", 0.0, "attempts", 0.0)
-    left = {entry.get("evidence") for entry in entries if entry.get("event") == "ended"}
-    ended = {entry.get("run") for entry in entries if entry.get("event") == "ended"}
+    made = journal.attempts(entries)
+    chain = made[-1].chain() if made else ()
+    if not digests and not chain:
+        return Finding("run-attempts", Result.PASS, "The run was made in one attempt.", 0.0, "faults", 0.0)
     # An attempt whose supervisor was killed too has a start and no end; nobody could quote what it left.
-    open_ended = {entry.get("run") for entry in entries if entry.get("event") == "started"} - ended
-    unknown = [number for number, digest in enumerate(digests) if digest not in left]
-    good = len(unknown) <= len(open_ended)
-    told = f"{len(digests) - len(unknown)} of {len(digests)} earlier attempts are as the journal quotes them"
+    killed = [one.run for one in chain if one.evidence is None and one.outcome is None]
+    pairs = list(zip(digests, chain, strict=False))
+    faults = [
+        f"segment{number} is not what {quoted(one.run)} left"
+        for number, (digest, one) in enumerate(pairs)
+        if one.evidence != digest and one.run not in killed
+    ]
+    if len(digests) != len(chain):
+        faults.append(f"the evidence holds {len(digests)} of them (segment0 on), and the journal shows {len(chain)}")
+    if not resumable:
+        faults.append("this workload leaves no checkpoint to go on from")
+    told = f"{len(chain) - len(killed)} of {len(chain)} earlier attempts are as the journal quotes them"
     return Finding(
         "run-attempts",
-        Result.PASS if good else Result.FAIL,
-        f"{told}{f', {len(unknown)} were killed before they could be quoted' if unknown else ''}."
-        if good
-        else f"{told}; changed, or of another run: {', '.join(f'segment{number}' for number in unknown)}.",
-        float(len(unknown)),
-        "attempts",
-        float(len(open_ended)),
+        Result.FAIL if faults else Result.PASS,
+        f"The earlier attempts are not those of the journal: {'; '.join(faults)}."
+        if faults
+        else f"{told}{f', {len(killed)} were killed before they could be quoted' if killed else ''}.",
+        float(len(faults)),
+        "faults",
+        0.0,
         "the journal",
         evidence="journal.jsonl",
-        next_step="" if good else "Resume the run where it was made, with the reports folder that holds its journal.",
+        next_step="Resume the run where it was made, with the reports folder that holds its journal." if faults else "",
     )
 
 

@@ -72,8 +72,10 @@ def end_journal(run: Path) -> None:
         run: The run directory.
     """
     (run / evidence.JOURNAL).unlink(missing_ok=True)
-    journal.append(run / evidence.JOURNAL, "started", run.name, workload="tiny-perf", plan="0" * 64)
-    digest = evidence.attempt_digest(RunDirectory(run))
+    files = RunDirectory(run)
+    plan = evidence.digests(files)[evidence.PLAN]
+    journal.append(run / evidence.JOURNAL, "started", run.name, workload="tiny-perf", plan=plan)
+    digest = evidence.attempt_digest(files)
     journal.append(run / evidence.JOURNAL, "ended", run.name, outcome="ended", evidence=digest)
 
 
@@ -280,7 +282,11 @@ _ON_A_RUN = (
 
 
 def _good_attempts(_: Path) -> dict[str, Any]:
-    entries = [{"event": "started", "run": "a"}, {"event": "ended", "run": "a", "evidence": "1" * 64}]
+    entries = [
+        {"event": "started", "run": "a"},
+        {"event": "ended", "run": "a", "outcome": "interrupted", "evidence": "1" * 64},
+        {"event": "started", "run": "b", "resumes": "a"},
+    ]
     return {"digests": ["1" * 64], "entries": entries}
 
 

@@ -22,7 +22,8 @@ def end_journal(run):
     (run / evidence.JOURNAL).unlink(missing_ok=True)
     files = RunDirectory(run)
     for name, outcome, left in (("a", "interrupted", Segment(files, 0)), ("b", "ended", files)):
-        journal.append(run / evidence.JOURNAL, "started", name, workload="tiny-accuracy", plan="0" * 64)
+        resumes = {"resumes": "a"} if name == "b" else {}
+        journal.append(run / evidence.JOURNAL, "started", name, workload="tiny-accuracy", plan="0" * 64, **resumes)
         digest = evidence.attempt_digest(left)
         journal.append(run / evidence.JOURNAL, "ended", name, outcome=outcome, evidence=digest)
 
@@ -157,12 +158,37 @@ def test_an_attempt_that_was_edited_is_not_the_journals(run):
     assert "segment0" in found["run-attempts"].message
 
 
+def started(run, name, **more):
+    details = {"workload": "tiny-accuracy", "plan": "0" * 64, **more}
+    journal.append(run / evidence.JOURNAL, "started", name, **details)
+
+
 def test_an_attempt_without_an_end_could_not_be_quoted(run):
-    lines = (run / evidence.JOURNAL).read_text().splitlines()
     (run / evidence.JOURNAL).unlink()
-    journal.append(run / evidence.JOURNAL, "started", "a", workload="tiny-accuracy", plan="0" * 64)
-    assert len(lines) == 4
-    assert results(run)[1]["run-attempts"].result is Result.PASS
+    started(run, "a")
+    started(run, "b", resumes="a")
+    found = results(run)[1]["run-attempts"]
+    assert found.result is Result.PASS
+    assert "1 were killed before they could be quoted" in found.message
+
+
+@pytest.mark.parametrize(
+    ("earlier", "named"),
+    [
+        ({}, {}),
+        ({}, {"resumes": "z"}),
+        ({"workload": "tiny-perf"}, {"resumes": "a"}),
+        ({"plan": "1" * 64}, {"resumes": "a"}),
+    ],
+    ids=["none named", "one that the journal does not show", "one of another workload", "one of another plan"],
+)  # fmt: skip
+def test_a_resumed_run_whose_journal_shows_nothing_to_go_on_from(run, earlier, named):
+    (run / evidence.JOURNAL).unlink()
+    started(run, "a", **earlier)
+    started(run, "b", **named)
+    found = results(run)[1]["run-attempts"]
+    assert found.result is Result.FAIL
+    assert "the journal shows 0" in found.message
 
 
 def test_a_resumed_run_without_its_first_log_is_no_whole_run(run):

@@ -59,3 +59,43 @@ def test_nothing_is_appended_to_a_broken_journal(path):
 
 def test_an_entry_is_one_line_of_json(path):
     assert all(json.loads(line)["event"] == "started" for line in path.read_text().splitlines())
+
+
+def start(run, **more):
+    return {"event": "started", "run": run, "workload": "w", "plan": "p", **more}
+
+
+def end(run, outcome):
+    return {"event": "ended", "run": run, "outcome": outcome, "evidence": run}
+
+
+@pytest.mark.parametrize(
+    ("entries", "fresh", "chain"),
+    [
+        ([start("a"), end("a", "interrupted"), start("b", resumes="a")], [True, False], ["a"]),
+        ([start("a"), start("b", resumes="a"), start("c", resumes="b")], [True, False, False], ["a", "b"]),
+        ([start("a"), start("b", resumes="a"), start("c", resumes="a")], [True, False, True], ["a"]),
+        ([start("a"), start("b", resumes="z")], [True, True], []),
+        ([start("b", resumes="b")], [True], []),
+        ([start("b", resumes="c"), start("c")], [True, True], []),
+        ([start("a", workload="v"), start("b", resumes="a")], [True, True], []),
+        ([start("a", plan="q"), start("b", resumes="a")], [True, True], []),
+        ([start("a"), start("b", resumes=["a"])], [True, True], []),
+        ([start("a"), end("a", "ended"), start("a"), start("b", resumes="a")], [True, True, False], ["a"]),
+    ],
+    ids=["gone on", "twice on", "forked", "of none", "of itself", "of a later one", "other workload", "other plan",
+         "no name", "one name twice"],
+)  # fmt: skip
+def test_which_attempts_count(entries, fresh, chain):
+    found = journal.attempts(entries)
+    assert [one.fresh for one in found] == fresh
+    assert [one.run for one in found[-1].chain()] == chain
+
+
+def test_each_start_has_its_own_end():
+    entries = [start("a"), end("a", "stopped"), start("a"), start("b"), end("a", "ended"), end("c", "ended")]
+    assert [(one.run, one.outcome) for one in journal.attempts(entries)] == [
+        ("a", "stopped"),
+        ("a", "ended"),
+        ("b", None),
+    ]

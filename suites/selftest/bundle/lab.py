@@ -3,7 +3,9 @@
 Loaded with runpy by the tests that need them; what each test changes, it changes in the open.
 """
 
+import hashlib
 import json
+import re
 import shutil
 from datetime import datetime, timedelta, timezone
 from itertools import pairwise
@@ -14,7 +16,9 @@ from conformance.bundle import policy
 from conformance.bundle.pack import pack, submit
 from conformance.bundle.trust import Bench
 from conformance.evidence import RunDirectory
-from conformance.judgement import judge
+from conformance.internevo.config import render_config
+from conformance.internevo.patches import PATCHES
+from conformance.judgement import judge, plan_of
 from conformance.report import challenge, dsse, keys
 from conformance.report.build import suite_digest, write_report
 from conformance.selftest.run import end_journal, good_run, refresh  # noqa: F401
@@ -25,6 +29,8 @@ ISSUED = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
 NOW = datetime(2026, 11, 24, 12, tzinfo=timezone.utc)
 VENDOR = "Example Silicon"
 WORKLOAD = "tiny-perf"
+ACCURACY = "tiny-accuracy"
+FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
 STATED = {
     "system_name": "bench one",
     "availability": "research",
@@ -147,15 +153,88 @@ class Lab:
         submit(runs, vendor, stated, self.key[signer], False, self.folder / name)
         return self.folder / name
 
+    def accuracy(self, envelope, name="accuracy", after=None, **resumed):
+        """A real accuracy rehearsal, interrupted and resumed, that answers a challenge; journalled after a run."""
+        run = self.folder / name
+        shutil.copytree(FIXTURES / "tiny-accuracy-run", run)
+        (run / evidence.CHALLENGE).write_bytes(envelope)
+        seed = challenge.seed(challenge.parse(envelope).nonce, ACCURACY)
+        edit(run / evidence.REQUEST, lambda request: request.update(seed=seed))
+        for log in (run / "logs").rglob("rank*.log"):
+            log.write_text(log.read_text().replace(": 1024,", f": {seed},"))
+        plan = plan_of(evidence.request_from_json(json.loads((run / evidence.REQUEST).read_text())))
+        evidence.write_json(run, evidence.PLAN, plan.to_json())
+        (run / evidence.CONFIG).write_text(render_config(plan))
+        known = {patch.id: patch.digest for patch in PATCHES}
+        for path in (run / "environment").rglob("rank*.json"):
+            edit(path, lambda record: [patch.update(sha256=known[patch["id"]]) for patch in record["patches"]])
+        self.journal_accuracy(run, after, **resumed)
+        return run
+
+    def journal_accuracy(self, run, after=None, resumes=("first",), outcome="interrupted"):
+        """Journal both attempts of an accuracy rehearsal, and further ones that say that they go on from the first."""
+        path = run / evidence.JOURNAL
+        path.unlink()
+        if after is not None:
+            shutil.copyfile(after / evidence.JOURNAL, path)
+        files = RunDirectory(run)
+        details = {"workload": ACCURACY, "plan": evidence.digests(files)[evidence.PLAN]}
+        journal.append(path, "started", "first", **details)
+        left = evidence.attempt_digest(evidence.Segment(files, 0))
+        journal.append(path, "ended", "first", outcome=outcome, evidence=left)
+        for number, earlier in enumerate(resumes[:-1]):
+            journal.append(path, "started", f"other{number}", **details, resumes=earlier)
+            journal.append(path, "ended", f"other{number}", outcome="ended", evidence="0" * 64)
+        journal.append(path, "started", run.name, **details, resumes=resumes[-1])
+        journal.append(path, "ended", run.name, outcome="ended", evidence=evidence.attempt_digest(files))
+
     def preflight(self, after):
         """A real preflight, journalled after a run in the same reports folder."""
         run = self.folder / "preflight"
-        shutil.copytree(Path(good_run.__code__.co_filename).parents[2] / "fixtures" / "tiny-preflight-run", run)
+        shutil.copytree(FIXTURES / "tiny-preflight-run", run)
+        edit(run / "environment/preflight-host.json", tell_devices)
         shutil.copyfile(after / evidence.JOURNAL, run / evidence.JOURNAL)
         journal.append(run / evidence.JOURNAL, "started", "preflight", workload="preflight", shapes=WORKLOAD)
         digest = evidence.attempt_digest(RunDirectory(run))
         journal.append(run / evidence.JOURNAL, "ended", "preflight", outcome="ended", evidence=digest)
         return run
+
+
+def tell_devices(host):
+    """Let the preflight name the devices of the other fixtures: it was measured before it recorded their identity."""
+    records = host["processes"][0]["records"]
+    if not any(record["kind"] == "identity" for record in records):
+        for rank in range(2):
+            record = json.loads((FIXTURES / f"tiny-perf-run/environment/rank{rank}.json").read_text())
+            records.append({**record["device"], "kind": "identity"})
+
+
+def accept_accuracy(document):
+    """Let a policy accept the accuracy rehearsal on its own data."""
+    workload = load_workload(ACCURACY)
+    accepted = {"name": ACCURACY, "digest": workload.digest, "runs": 1, "preflights": 0, "max_attempts": 1}
+    document["workloads"].append(accepted)
+    document["data"].append({"name": workload.data, "sha256": workload.data_digest})
+
+
+def halve_speed(run):
+    """Make the log of a run that of a system of half its speed, consistently."""
+    log = run / "logs/node0/rank0.log"
+    text = log.read_text()
+    moment = re.compile(r"(?m)^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3})")
+
+    def read(match):
+        return datetime.strptime(match[1], "%Y-%m-%d %H:%M:%S") + timedelta(milliseconds=int(match[2]))
+
+    begin = read(moment.search(text))
+
+    def later(match):
+        return (begin + 2 * (read(match) - begin)).isoformat(" ", "milliseconds").replace(".", ",")
+
+    text = moment.sub(later, text)
+    speeds = r"((?:tgs \(tokens/gpu/second\)|tgs/\w+|tflops|real_tgs)=)([\d.]+)"
+    text = re.sub(speeds, lambda m: f"{m[1]}{float(m[2]) / 2}", text)
+    log.write_text(re.sub(r"(fwd_bwd_time=)([\d.]+)", lambda m: f"{m[1]}{float(m[2]) * 2}", text))
 
 
 def edit(path, change):
@@ -171,7 +250,8 @@ def go_on(earlier, later):
 
 
 def attempt(path, name, outcome="ended", **details):
-    journal.append(path, "started", name, workload=WORKLOAD, plan="0" * 64)
+    plan = hashlib.sha256((path.parent / evidence.PLAN).read_bytes()).hexdigest()
+    journal.append(path, "started", name, workload=WORKLOAD, plan=plan)
     journal.append(path, "ended", name, outcome=outcome, **details)
 
 

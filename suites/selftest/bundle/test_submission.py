@@ -31,6 +31,7 @@ PREDICATE = {
 SUBJECTS = dict.fromkeys(
     [
         "system.json",
+        "environment/signer.pub",
         "challenge.dsse.json",
         "runs/a/report.dsse.json",
         "runs/a/journal.jsonl",
@@ -149,6 +150,7 @@ FAULTS = {
     "a run twice": (lambda p, s: p["runs"].append(p["runs"][1]), "ascending"),
     "no run": (lambda p, s: p.update(runs=[]), "predicate.runs"),
     "a run without its report": (lambda p, s: s.pop("runs/b/report.dsse.json"), "describes runs/b/report.dsse.json"),
+    "no key": (lambda p, s: s.pop("environment/signer.pub"), "describes environment/signer.pub"),
     "no system": (lambda p, s: s.pop("system.json"), "describes system.json"),
     "a challenge that is not there": (lambda p, s: s.pop("challenge.dsse.json"), "describes challenge.dsse.json"),
     "a challenge that is not told": (lambda p, s: p.update(challenge=None), "'challenge.dsse.json' belongs to none"),

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import re
 import runpy
 import shutil
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -100,14 +101,20 @@ TOLD_BY_PREFLIGHT = ("processor", "processors_per_node", "cores_per_node", "memo
 def second_run(lab, first):
     """Another attempt of the same system, with its own times."""
     run = lab.run("second", (first / evidence.CHALLENGE).read_bytes())
-    edit(run / evidence.RUN, lambda record: record.update(started="2026-11-23T21:19:01.000+00:00"))
+    log = run / "logs/node0/rank0.log"
+    moment = re.compile(r"(?m)^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
+
+    def later(match):
+        return str(datetime.fromisoformat(match[0]) + timedelta(seconds=1))
+
+    log.write_text(moment.sub(later, log.read_text()))
     return run
 
 
 def test_an_honest_submission_of_two_runs(lab):
     first = lab.run("first")
     verification = verify(lab.submission([first, second_run(lab, first)]), lab.bench())
-    assert set(answers(verification).values()) == {"yes"}, verification.answers
+    assert set(answers(verification).values()) == {"yes"}, [a for a in verification.answers if a.answer != "yes"]
     assert "devices" in answers(verification)
     assert verification.verdict is Verdict.REHEARSAL
     assert {finding["run"] for finding in verification.to_json()["findings"]} == {"first", "second"}

@@ -1,8 +1,8 @@
 """Coverage-guided fuzzing of what reads foreign bytes.
 
-Run as ``python suites/selftest/fuzz/fuzz_readers.py TARGET -runs=100000``; TARGET is archive, gzip, json or envelope,
-and further arguments are libFuzzer's. It needs ``pip install atheris``, and ends with a traceback and the input when a
-reader raises anything but its own error, or accepts what the writer would not write.
+Run as ``python suites/selftest/fuzz/fuzz_readers.py TARGET -runs=100000``; TARGET is archive, gzip, json, envelope,
+policy or challenge, and further arguments are libFuzzer's. It needs ``pip install atheris``, and ends with a traceback
+and the input when a reader raises anything but its own error, or accepts what the writer would not write.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import tempfile
 from pathlib import Path
 
 import atheris
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 with atheris.instrument_imports(include=["conformance", "json"]):
     from conformance import strictjson
+    from conformance.bundle import policy
     from conformance.bundle.archive import read_index, read_member, write_bundle
-    from conformance.errors import ArchiveError, JsonError, SignatureError
-    from conformance.report import dsse
+    from conformance.errors import ArchiveError, ConformanceError, JsonError, SignatureError
+    from conformance.report import challenge, dsse, keys
 
 FILES = {
     "report.dsse.json": b"{}",
@@ -31,6 +33,41 @@ ENVELOPE = b'{"payload":"e30=","payloadType":"t","signatures":[{"keyid":"%b","si
     b"A" * 86 + b"==",
 )
 JSON = b'{"a": [1, -2.5e3, "\\u00e9\\ud83d\\ude00", null, true], "b": {"c": 9223372036854775807}}'
+
+LAB = Ed25519PrivateKey.from_private_bytes(b"a key of nobody, for fuzzing only"[:32])
+POLICY = {
+    "version": 1,
+    "name": "Lab",
+    "issued": "2026-11-01T00:00:00Z",
+    "expires": "2027-11-01T00:00:00Z",
+    "keys": [
+        {
+            "public_key": keys.public_pem(LAB.public_key()).decode(),
+            "name": "Lab",
+            "role": "lab",
+            "valid_from": "2026-01-01T00:00:00Z",
+            "valid_until": "2028-01-01T00:00:00Z",
+            "revoked": None,
+        }
+    ],
+    "required_roles": ["vendor"],
+    "challenge_required": True,
+    "suites": [{"version": "0.1.0", "tree_digest": "0" * 64}],
+    "workloads": [{"name": "w", "digest": "0" * 64, "runs": 1, "preflights": 0, "max_attempts": None}],
+    "data": [{"name": "d", "sha256": "1" * 64}],
+    "floors": [],
+    "patches": [{"sha256": "2" * 64, "accepted": True, "reason": "r"}],
+    "waivers": [{"check": "c", "vendor": "v", "workload": "w", "reason": "r", "expires": "2027-01-01T00:00:00Z"}],
+    "limits": {"members": 100, "member_bytes": 1000, "total_bytes": 1000},
+}
+CHALLENGE = {
+    "version": 1,
+    "nonce": "0" * 64,
+    "vendor": "v",
+    "workloads": ["tiny-perf"],
+    "issued": "2026-11-01T00:00:00Z",
+    "expires": "2026-12-01T00:00:00Z",
+}
 
 
 def with_checksums(data: bytes) -> bytes:
@@ -87,7 +124,38 @@ def fuzz_envelope(data: bytes, _: Path) -> None:
     assert dsse._dump(envelope) == data
 
 
-TARGETS = {"archive": fuzz_archive, "gzip": fuzz_gzip, "json": fuzz_json, "envelope": fuzz_envelope}
+def fuzz_policy(data: bytes, _: Path) -> None:
+    """A policy that its lab signed, whatever it holds: what is accepted names its signer as a lab, for a time."""
+    try:
+        read = policy.load(dsse.sign(data, policy.PAYLOAD_TYPE, [LAB]))
+    except ConformanceError as error:
+        assert str(error)
+        return
+    assert read.signed_by == (keys.key_id(LAB.public_key()),)
+    assert read.keys[read.signed_by[0]].role == "lab"
+    assert read.issued < read.expires
+
+
+def fuzz_challenge(data: bytes, _: Path) -> None:
+    """Whatever is signed as a challenge: what is accepted has a whole nonce, a workload and a span of time."""
+    try:
+        read = challenge.parse(dsse.sign(data, challenge.PAYLOAD_TYPE, [LAB]))
+    except ConformanceError as error:
+        assert str(error)
+        return
+    assert len(bytes.fromhex(read.nonce)) == 32
+    assert read.workloads
+    assert read.issued < read.expires
+
+
+TARGETS = {
+    "archive": fuzz_archive,
+    "gzip": fuzz_gzip,
+    "json": fuzz_json,
+    "envelope": fuzz_envelope,
+    "policy": fuzz_policy,
+    "challenge": fuzz_challenge,
+}
 
 
 def main() -> None:
@@ -101,6 +169,8 @@ def main() -> None:
         (corpus / "gzip").write_bytes((folder / "seed.tar.gz").read_bytes()[10:])
         (corpus / "envelope").write_bytes(ENVELOPE)
         (corpus / "json").write_bytes(JSON)
+        (corpus / "policy").write_text(json.dumps(POLICY))
+        (corpus / "challenge").write_text(json.dumps(CHALLENGE))
         atheris.Setup([*sys.argv, str(corpus), "-max_len=8192"], lambda data: target(data, folder))
         atheris.Fuzz()
 
