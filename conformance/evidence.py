@@ -346,3 +346,16 @@ def request_from_json(value: Mapping[str, Any]) -> Request:
         if type(setting) not in (int, bool):
             raise EvidenceError(f"{REQUEST}: override {key} is {setting!r}; expected a whole number or true or false.")
     return Request(**value)
+
+
+def device_name(vendor: str, model: str) -> str:
+    """Name a device for people.
+
+    Args:
+        vendor: Its vendor.
+        model: Its model, which may begin with the vendor's name.
+
+    Returns:
+        Both, the vendor once.
+    """
+    return model if model.lower().startswith(vendor.lower()) else f"{vendor} {model}"

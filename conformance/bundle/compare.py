@@ -13,6 +13,7 @@ from conformance.bundle import archive
 from conformance.bundle.trust import Bench
 from conformance.bundle.verify import BundleEvidence, Verification, VerifiedRun, verify
 from conformance.checks.finding import Verdict
+from conformance.evidence import device_name
 from conformance.metrics.energy import joules_per_token
 
 RANKED = (Verdict.CONFORMANT, Verdict.REHEARSAL)
@@ -79,7 +80,7 @@ def _row(
         "vendor": verification.vendor or verification.predicate.get("vendor", ""),
         "workload": run.predicate["workload"]["name"],
         "verdict": run.rebuilt["verdict"],
-        "device": ", ".join(sorted({f"{device['vendor']} {device['model']}" for device in devices})),
+        "device": ", ".join(sorted({device_name(device["vendor"], device["model"]) for device in devices})),
         "devices": len(devices),
         "tgs": speed.get("median"),
         "tgs_ci95": speed.get("ci95"),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.errors import EvidenceError, SignatureError
+from conformance.evidence import device_name
 from conformance.report import schemas
 from conformance.strictjson import quoted
 
@@ -64,7 +65,7 @@ def _memory(report: Predicate) -> list[float]:
 
 
 def _accelerators(report: Predicate) -> list[str]:
-    return [f"{device['vendor']} {device['model']}" for device in report["devices"]]
+    return [device_name(device["vendor"], device["model"]) for device in report["devices"]]
 
 
 def _ports(report: Predicate) -> list[str]:
@@ -93,7 +94,7 @@ FIELDS = (
     Field("network", "what connects the nodes: adapters of a node, and their kind; \"none\" for one node"),
     Field("network_ports_per_node", "rates of a node's RDMA ports, separated by commas", _ports),
     Field("topology", "how the nodes' network is laid out, such as fat tree, rail-optimised, torus"),
-    Field("power_watts_per_node", "rated power of a node in W, accelerators included"),
+    Field("power_watts_per_node", 'rated power of a node in W, accelerators included; "unknown" on a rented one'),
     Field("cooling", 'how the nodes are cooled: "air", "liquid" or in words'),
     Field("operating_system", "operating system of the nodes, with its version", _host("system")),
     Field("kernel", "version of the kernel", _host("kernel")),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from conformance.checks.finding import Result, Verdict
+from conformance.evidence import device_name
 from conformance.report import pictures
 from conformance.report.chart import line_chart
 from conformance.report.pictures import MAX_LINES, Json, Picture, Steps
@@ -210,7 +211,7 @@ def _run_view(
     return {
         "report": predicate,
         "report_id": report_id,
-        "machines": [{"host": h, "name": _device_name(v, m), "count": n} for (h, v, m), n in machines.items()],
+        "machines": [{"host": h, "name": device_name(v, m), "count": n} for (h, v, m), n in machines.items()],
         "devices": predicate["devices"],
         "device_fields": sorted(fields, key=lambda field: (field not in FIRST_FIELDS, field)),
         "patches": source["patches"],
@@ -220,10 +221,6 @@ def _run_view(
         "attempts": _attempts(attempts),
         **judged,
     }
-
-
-def _device_name(vendor: str, model: str) -> str:
-    return model if model.lower().startswith(vendor.lower()) else f"{vendor} {model}"
 
 
 FIRST_FIELDS = ("rank", "host", "vendor", "model")

@@ -67,6 +67,8 @@ def test_what_is_asked_and_what_is_told_make_a_whole_description():
     whole = system.complete(ASKED, [report()])
     assert set(whole) == {field.name for field in system.FIELDS}
     assert whole["power_watts_per_node"] == 10200
+    rented = system.complete({**ASKED, "power_watts_per_node": "unknown"}, [report()])
+    assert rented["power_watts_per_node"] == "unknown"
     assert system.contradictions(whole, [report()]) == []
 
 
@@ -133,6 +135,7 @@ def test_stated_facts_stand_where_the_evidence_is_silent():
         ({"availability": "soon"}, "availability"),
         ({"power_watts_per_node": "10 kW"}, "power_watts_per_node"),
         ({"power_watts_per_node": 0}, "power_watts_per_node"),
+        ({"power_watts_per_node": "much"}, "power_watts_per_node"),
         ({"power_watts_per_node": True}, "power_watts_per_node"),
         ({"topology": "x" * 1001}, "topology"),
         ({"topology": []}, "topology"),
