@@ -122,12 +122,13 @@ def print_verification(verification) -> None:  # type: ignore[no-untyped-def]
     from rich.markup import escape
 
     from conformance.report.visible import visible
+    from conformance.spec import load_checks
 
     def shown(text: str) -> str:
         # A vendor's text could move the cursor or change colours; rich takes neither out.
         return escape(visible(text))
 
-    console = Console(highlight=False)
+    console, checks = Console(highlight=False), load_checks()
     colours = {"yes": "green", "no": "bold red", "open": "yellow"}
     for answer in verification.answers:
         colour = colours[answer.answer]
@@ -136,11 +137,14 @@ def print_verification(verification) -> None:  # type: ignore[no-untyped-def]
         for finding in run.findings:
             if finding.result.value != "PASS":
                 place = f"{run.name}: " if run.name else ""
-                console.print(f"{finding.result.value:>5}  {shown(f'{place}{finding.check}: {finding.message}')}")
+                check = checks.get(finding.check)
+                advisory = " (advisory)" if check is not None and check.severity == "advisory" else ""
+                told = f"{place}{finding.check}{advisory}: {finding.message}"
+                console.print(f"{finding.result.value:>5}  {shown(told)}")
     console.print(f"[bold]{verification.verdict.value}[/]", end="")
-    told = {
+    meaning = {
         "REHEARSAL": ": every required check passed, on a workload that is not official; it certifies nothing.",
         "NOT_CONFORMANT": ": see the lines above.",
         "INCONCLUSIVE": ": something could not be decided; see the lines above.",
     }
-    console.print(told.get(verification.verdict.value, "."))
+    console.print(meaning.get(verification.verdict.value, "."))
