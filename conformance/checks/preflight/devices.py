@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from conformance.checks.finding import Finding
 from conformance.checks.preflight.records import Preflight, Record, Silent, Unmeasured, faultless, made, number, some
+from conformance.evidence import device_name
 
 # Aspects of the device contract without which a device still trains.
 NOT_NEEDED = ("serial and driver", "smi", "float64")
@@ -60,7 +61,7 @@ def identity(check: str, preflight: Preflight) -> Finding:
     if len(set(known)) < len(known):
         faults.append("two ranks have the same device")
     first = devices[0]
-    good = f"{len(devices)} x {first.get('vendor')} {first.get('model')}, all alike"
+    good = f"{len(devices)} x {device_name(str(first.get('vendor')), str(first.get('model')))}, all alike"
     return faultless(check, faults, good, value=str(first.get("model")), limit="equal on all nodes")
 
 
