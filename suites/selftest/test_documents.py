@@ -130,7 +130,8 @@ BEFORE = {
     "acme.pem": "conformance keygen -o acme.pem",
     "lab.pem": "conformance keygen -o lab.pem",
     "operator.pem": "conformance keygen -o operator.pem",
-    "policy.json": "conformance policy new --name L --lab-key lab.pem.pub --vendor A=acme.pem.pub -o policy.json",
+    "policy.json": "conformance policy new --name L --lab-key keys/lab.pem.pub --vendor A=keys/vendor.pem.pub "
+    "-o policy.json",
     "acme.tar": f"conformance {BUNDLE} acme.tar",
     "other.tar": f"conformance {BUNDLE} other.tar",
     "rank0.log": "cp reports/2*-tiny-perf/logs/node0/rank0.log .",
