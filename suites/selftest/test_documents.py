@@ -39,8 +39,8 @@ python() { "$PYTHON" "$@"; }
 pip() { [ "$1" = install ]; }
 make() { command make --dry-run "$@" > /dev/null; }
 conformance() {
-  case "$1 $2" in
-    "internevo get") "$PYTHON" -m conformance.cli internevo get --help > /dev/null && [ "$3" = --tag ] ;;
+  case "$*" in
+    "internevo get"*) "$PYTHON" -m conformance.cli internevo get --help > /dev/null && [ "$3" = --tag ] ;;
     *) "$PYTHON" -m conformance.cli "$@" ;;
   esac
 }
