@@ -153,7 +153,9 @@ def render_comparison(rows: Sequence[Json]) -> str:
         charts = [
             picture for key, field in (("speed", "tgs"), ("loss", "loss")) for picture in _overlaid(group, key, field)
         ]
-        groups.append({"name": workload, "rankings": [r for r in rankings if r["bars"]], "charts": charts})
+        rehearsal = any(row["verdict"] == Verdict.REHEARSAL.value for row in group)
+        drawn = [ranking for ranking in rankings if ranking["bars"]]
+        groups.append({"name": workload, "rehearsal": rehearsal, "rankings": drawn, "charts": charts})
     figures = [metric for metric in COMPARED if any(row.get(metric) is not None for row in rows)]
     table = [{**dict.fromkeys((*NAMED, *figures)), **row} for row in rows]
     page = _environment().get_template("comparison.html")

@@ -156,7 +156,8 @@ def of_preflight(metrics: Json) -> list[Picture]:
     ends = [f"{link['sender']}→{link['receiver']}" for link in links]
     speeds = bar_chart([("bar-second", [link["gb_per_s"] for link in links])], ends)
     add(speeds, "links", [("bar-second", t("preflight.link_bar"))])
-    add(*_bus(metrics.get("bus") or []))
+    if len(rows) > 1:  # alone, a rank sends nothing over a bus
+        add(*_bus(metrics.get("bus") or []))
     return pictures
 
 

@@ -106,6 +106,16 @@ def test_every_device_of_a_large_cluster_has_its_bar_and_its_row():
     assert "<details><summary>" in page
 
 
+def test_one_device_alone_has_no_bus():
+    assert "Bus bandwidth" in pages["preflight"](8)
+    assert "Bus bandwidth" not in pages["preflight"](1)
+
+
+def test_a_comparison_of_rehearsals_says_so_beside_its_figures():
+    page = pages["comparison"]()
+    assert re.search(r'<h2>slice-7b-perf <span class="tag">', page)
+
+
 def test_systems_are_ranked_by_each_figure_and_one_without_it_is_not():
     page = pages["comparison"]()
     body = page[page.index("<h3>") :]
