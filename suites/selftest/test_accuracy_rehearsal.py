@@ -40,7 +40,7 @@ def test_an_honest_device_reaches_the_target(tmp_path):
     assert judgement.metrics["data"]["passes"] > 2
 
 
-@pytest.mark.parametrize("fault", ["rms-norm-of-the-sum", "update-of-a-tenth"])
+@pytest.mark.parametrize("fault", ["rms-norm-of-the-sum", pytest.param("update-of-a-tenth", marks=pytest.mark.long)])
 def test_a_wrong_kernel_or_learning_rate_misses_the_target_and_leaves_the_curve(fault, tmp_path):
     code, said, judgement, red = rehearse(tmp_path, "untrue", fault)
     assert code == pytest.ExitCode.TESTS_FAILED, said
