@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(_module(args.command).run(args))
     except ConformanceError as error:
-        print(f"conformance {args.command}: {error}", file=sys.stderr)
+        print(f"conformance {args.command}: {_visible(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"conformance {args.command}: interrupted.", file=sys.stderr)
@@ -73,6 +73,13 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe left, as `head` does
         sys.stderr.close()
         return 0
+
+
+def _visible(text: str) -> str:
+    """Text that may quote a foreign file, line by line as it can be shown on a terminal."""
+    from conformance.report.visible import visible
+
+    return "\n".join(map(visible, text.split("\n")))
 
 
 def _module(name: str):  # type: ignore[no-untyped-def]

@@ -105,7 +105,9 @@ def _begin(run: RunLog) -> float:
 
 
 def _lines(analysis: RunAnalysis) -> list[str]:
-    """One run as text."""
+    """One run as text, in which nothing that the log says can move a cursor."""
+    from conformance.report.visible import visible
+
     shown = analysis.to_json()
     name = ", ".join(dict.fromkeys(segment.name for segment in analysis.segments))
     lines = [f"{name}: {shown['outcome']}, {shown['steps_logged']} steps logged"]
@@ -133,7 +135,8 @@ def _lines(analysis: RunAnalysis) -> list[str]:
         loss = analysis.loss
         lines.append(f"  loss     last {loss.last:.4f}, mean of the last {loss.window} steps {loss.window_mean:.4f}")
     raised = [f"  raised   {e.type} on rank {e.rank}, {e.host}: {e.message[:200]}" for e in analysis.exceptions]
-    return [*lines, *raised, *(f"  {f.result.value:<5} {f.check:<18} {f.message}" for f in analysis.findings)]
+    found = [f"  {f.result.value:<5} {f.check:<18} {f.message}" for f in analysis.findings]
+    return [visible(line) for line in (*lines, *raised, *found)]
 
 
 def _write(path: Path, runs: Sequence[RunAnalysis]) -> None:

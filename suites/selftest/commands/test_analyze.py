@@ -104,3 +104,16 @@ def test_the_page_is_self_contained_and_escapes_what_the_log_says(tmp_path, caps
     assert text.count("<svg") == 2
     assert main(["analyze", SLICE, "--html", str(tmp_path / "no" / "page.html")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_nothing_that_a_log_says_moves_the_cursor(tmp_path, capsys):
+    """A lab reads a stranger's log; a stranger's file name stands in the message that refuses it, too."""
+    oom = (LOGS / "h200-7b-32layers-oom-v0.2.3.log").read_text(encoding="utf-8")
+    path = tmp_path / "x.log"
+    path.write_text(oom.replace("OutOfMemoryError: CUDA", "OutOfMemoryError: \x1b]0;x\x07\u202eCUDA"), encoding="utf-8")
+    assert main(["analyze", str(path)]) == 1
+    text = capsys.readouterr().out
+    assert "\\x1b]0;x\\x07\\u202eCUDA" in text
+    assert all(line.isprintable() for line in text.splitlines())
+    assert main(["analyze", str(tmp_path / "\x1b[2J.log")]) == 2
+    assert "\\x1b[2J.log cannot be read" in capsys.readouterr().err
