@@ -250,6 +250,7 @@ def _analyze(
         counts=tuple(segment.counts for segment in segments),
         overlaps=overlaps,
         continued=head.resumed_from is not None,
+        heads=tuple(segment.head for segment in segments if len(segment.steps)),
     )
     exceptions = tuple(event for segment in segments for event in segment.exceptions) + others
     skipped = _skipped_at_end(last)

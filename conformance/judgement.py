@@ -103,7 +103,7 @@ def judge(files: Evidence) -> Judgement:
         run_checks.config(plan, config),
         _of_all(attempts, lambda each: run_checks.source(plan.workload, each.record)),
         _of_all(attempts, lambda each: run_checks.patches(each.record, kept_patches(each.files), each.ranks)),
-        _of_all(attempts, lambda each: run_checks.uniform(each.ranks)),
+        run_checks.uniform(_all_ranks(attempts)),
         *supervision.faults(_optional(files, evidence.FAULTS)),
         *supervision.pace(_optional(files, evidence.FAULTS)),
         _even(files),
@@ -274,6 +274,12 @@ def _read_attempt(files: Evidence) -> Attempt:
         with files.open(name) as stream:
             logs[name] = parse_log(stream, name)
     return Attempt(files, evidence.read_json(files, evidence.RUN), ranks, logs)
+
+
+def _all_ranks(attempts: Sequence[Attempt]) -> dict[int, Mapping[str, Any]]:
+    """The ranks of all attempts that made steps: a resumed run goes on with the same software, on the same devices."""
+    made = [each for each in attempts if each.made_steps or each is attempts[-1]]
+    return dict(enumerate(record for each in made for record in each.ranks.values()))
 
 
 def _of_all(attempts: Sequence[Attempt], check: Callable[[Attempt], Finding]) -> Finding:

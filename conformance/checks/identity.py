@@ -10,6 +10,7 @@ import pandas as pd
 
 from conformance.checks.finding import Finding, Result
 from conformance.checks.subject import RAW, Bools, Subject, apart, judge, skip
+from conformance.internevo.log import LogHead
 from conformance.metrics.facts import head_model
 from conformance.metrics.statistics import robust_sigma
 
@@ -59,7 +60,7 @@ def steps_complete(subject: Subject) -> Finding:
 
 
 def head_matches(subject: Subject) -> Finding:
-    """Check that the head says what was planned.
+    """Check that the head says what was planned, and that of each process of a resumed run.
 
     Args:
         subject: The run.
@@ -67,10 +68,10 @@ def head_matches(subject: Subject) -> Finding:
     Returns:
         The finding of check log-head.
     """
-    check, head, optimizer = "log-head", subject.head, subject.optimizer
+    check, heads, optimizer = "log-head", subject.heads or (subject.head,), subject.optimizer
     if subject.workload is None or optimizer is None:
         return skip(check, "Neither plan nor workload was named, so the head has nothing to match.")
-    if head.empty:
+    if any(head.empty for head in heads):
         return Finding(check, Result.ERROR, "The log has no head: what ran cannot be told.", next_step=RAW)
     plan = subject.plan
     wanted: dict[str, object] = asdict(plan.model if plan is not None else subject.workload.model)
@@ -80,17 +81,13 @@ def head_matches(subject: Subject) -> Finding:
     if plan is not None:
         names = ("data_parallel", "tensor", "pipeline", "seed", "micro_bsz", "micro_num", "checkpoint")
         wanted |= {name: getattr(plan, name) for name in names}
-    told: Mapping[str, object] = {
-        **head.settings,
-        **head.grad_scaler,
-        **head.adam,
-        **head.model,
-        **{name: getattr(head, name) for name in ("data_parallel", "tensor", "pipeline", "seed")},
-        "dtype": str(head.model.get("dtype", "")).removeprefix("torch."),
-    }
-    wrong = [
-        f"{name} is {told.get(name)}, expected {value}" for name, value in wanted.items() if told.get(name) != value
+    faults = [
+        f"{name} is {told.get(name)}, expected {value}"
+        for told in map(_told, heads)
+        for name, value in wanted.items()
+        if told.get(name) != value
     ]
+    wrong = list(dict.fromkeys(faults))
     count = float(len(wrong))
     if not wrong:
         message = f"The log's head says what was expected, in all {len(wanted)} settings."
@@ -99,6 +96,18 @@ def head_matches(subject: Subject) -> Finding:
     return Finding(
         check, Result.FAIL, message, count, "settings", 0.0, next_step="Run what was planned, and only that."
     )
+
+
+def _told(head: LogHead) -> Mapping[str, object]:
+    """The settings that a head tells, by the names of the plan."""
+    return {
+        **head.settings,
+        **head.grad_scaler,
+        **head.adam,
+        **head.model,
+        **{name: getattr(head, name) for name in ("data_parallel", "tensor", "pipeline", "seed")},
+        "dtype": str(head.model.get("dtype", "")).removeprefix("torch."),
+    }
 
 
 def elements(subject: Subject) -> Finding:

@@ -37,6 +37,7 @@ class Subject:
         counts: Where the lines of its files went.
         overlaps: Steps that two segments both made, as pairs of frames of equal length: the earlier, the later.
         continued: Whether the first step continues a checkpoint whose own log is not here.
+        heads: What each process that made steps says before its first; empty where ``head`` is the only one.
     """
 
     steps: pd.DataFrame
@@ -47,6 +48,7 @@ class Subject:
     counts: tuple[LineCounts, ...] = ()
     overlaps: tuple[tuple[pd.DataFrame, pd.DataFrame], ...] = ()
     continued: bool = False
+    heads: tuple[LogHead, ...] = ()
 
     @property
     def optimizer(self) -> Optimizer | None:

@@ -133,6 +133,20 @@ FAULTS = {
         edit_log(LOG, r"(step=6[0-4] loss=)\d\.\d+(.*loss_from_metric=)\d\.\d+", r"\g<1>7.7\g<2>7.7"),
     ),
     "a higher loss": ("loss-target", both(*(edit_log(log, *HIGHER) for log in (LOG, FIRST_LOG)))),
+    "another seed before the interruption": ("log-head", edit_log(FIRST_LOG, r"numpy: \d+", "numpy: 7")),
+    "another weight decay before the interruption": (
+        "log-head",
+        edit_log(FIRST_LOG, r"'weight_decay': [\d.]+", "'weight_decay': 0.5"),
+    ),
+    "another model of device before the interruption": (
+        "run-uniform",
+        both(
+            *(
+                edit(f"environment/segment0/rank{rank}.json", lambda r: r["device"].update(model="Other"))
+                for rank in (0, 1)
+            )
+        ),
+    ),
     "a changed InternEvo before the interruption": (
         "source-pinned",
         edit("environment/segment0/run.json", lambda r: r["internevo"].update(pristine=False)),

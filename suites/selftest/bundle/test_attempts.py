@@ -1,5 +1,6 @@
 """Resumed runs and their data before a lab: one run in several attempts, and what pretends to be."""
 
+import re
 import runpy
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +79,19 @@ def test_two_performance_runs_are_not_spliced_into_one(lab):
     verification = verify(lab.bundle(run), lab.bench())
     assert verification.verdict is Verdict.NOT_CONFORMANT
     assert "leaves no checkpoint to go on from" in answer(verification, "checks")[1]
+
+
+def test_a_checkpoint_that_was_made_before_cannot_be_resumed_under_todays_nonce(lab):
+    """Only the last attempt answers: the first, of another seed, may have been made at any time."""
+    run = lab.accuracy(lab.challenge(workloads=(ACCURACY,)))
+    log = run / "logs/segment0/node0/rank0.log"
+    text = log.read_text()
+    log.write_text(re.sub(r": \d+,( python random)", r": 7,\1", text, count=1))
+    assert log.read_text() != text
+    lab.journal_accuracy(run)
+    verification = verify(lab.bundle(run), lab.bench(accept))
+    assert verification.verdict is Verdict.NOT_CONFORMANT
+    assert "seed is 7" in answer(verification, "plan")[1]
 
 
 # --- data that the spec does not pin ---------------------------------------------------------------------------------
