@@ -7,7 +7,7 @@ easy to beat. What costs time besides the hash is reading logs, so the bundle is
 
 launcher  a real rehearsal with a launcher's log that fills the rest: nothing of it is parsed
 long      a metrics log of 200,000 steps (a whole accuracy run, some 190 MB), and a launcher's log that fills the rest
-chatty    a real rehearsal in which another rank's log fills a sixteenth of it, with lines that carry no metrics
+chatty    a real rehearsal, a sixteenth as large, nearly all of it another rank's log with lines that carry no metrics
 
 Every way runs on one core's worth of work, so that CPU time compares them also on a machine that is busy.
 """
