@@ -1,11 +1,18 @@
 """A real rehearsal's evidence, ready to be judged, signed and attacked."""
 
+import signal
+
 import pytest
 
 from conformance.evidence import RunDirectory
 from conformance.judgement import judge
 from conformance.report.build import write_report
 from conformance.selftest.run import end_journal, good_run
+
+# A CI that starts tests in the background may have these ignored, and what is ignored stays so in every child.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,10 @@
 """Evidence that its maker spoiled and signed: the verifier always answers, and never with a traceback."""
 
+import io
 import json
 import runpy
 import shutil
+from contextlib import redirect_stdout
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from conformance.bundle import archive
 from conformance.bundle.trust import _moment
 from conformance.bundle.verify import verify
 from conformance.checks.finding import Verdict
+from conformance.commands.verify import print_verification
 from conformance.report import dsse, statement
 
 lab_tools = runpy.run_path(str(Path(__file__).with_name("lab.py")))
@@ -88,7 +91,9 @@ def test_whatever_stands_in_the_evidence_is_answered(made, data):
         return
     # The journal quotes the evidence; whatever was changed is no longer what the run left.
     assert verification.verdict is Verdict.NOT_CONFORMANT
-    assert all(answer.message.isprintable() for answer in verification.answers)
+    with redirect_stdout(io.StringIO()) as terminal:
+        print_verification(verification)
+    assert all(line.isprintable() for line in terminal.getvalue().splitlines())
 
 
 @pytest.mark.parametrize("text", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "2026-01-01", "now", None])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from conformance.launch import telemetry
@@ -77,7 +78,8 @@ def test_a_vendors_tool_is_sampled_and_gone_afterwards(tool, tmp_path, left_over
             time.sleep(0.05)
         assert left_over(tmp_path) != []
     assert file.read_text().startswith(HEADER + "\nnow, 0, 99 %\n")
-    assert left_over(tmp_path) == []
+    # A killed orphan is init's to reap, in its own time.
+    assert [process for process in left_over(tmp_path) if process.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_a_sampler_whose_suite_is_gone_ends_by_itself(tool):
