@@ -100,6 +100,21 @@ def test_too_many_cards_for_the_batch_are_refused_unless_recut() -> None:
     assert plan("llama2-7b-perf", 64, "tensor=2").global_batch_size == 256
 
 
+def test_what_is_suggested_comes_nearest_first() -> None:
+    def nearest(*pairs: str, nodes: int = 4, per_node: int = 8) -> tuple[str, ...]:
+        return refusal("llama2-7b-perf", nodes, *pairs, per_node=per_node).violations[0].nearest
+
+    # From 3 it is 0.42 doublings up to 4 and 0.58 down to 2; micro_num, which nobody asked for, follows either.
+    assert nearest("tensor=3") == ("--set tensor=4", "--set tensor=2", "--set tensor=4 --set micro_bsz=1")
+    # Asked for, it counts: 0 is nearer to 1 than to the 128 of a full batch.
+    assert nearest("micro_num=0", nodes=1, per_node=1)[:2] == ("--set micro_num=1", "--set micro_num=128")
+    # No group of 2 is part of 3 ranks; the nearest are all of them, and none.
+    assert nearest("zero1=2", nodes=1, per_node=3)[:2] == (
+        "--set zero1=3 --set micro_bsz=2",
+        "--set zero1=1 --set micro_bsz=2",
+    )
+
+
 def test_micro_sizes_may_be_traded_at_their_product() -> None:
     assert plan("llama2-7b-perf", 4, "micro_bsz=1").micro_num == 8
     assert plan("llama2-7b-perf", 4, "micro_bsz=8").micro_num == 1

@@ -2,8 +2,9 @@
 
     python suites/selftest/benchmarks/mutate.py metrics --sample 60 --seed 1
 
-Works on a copy of the project; the sample is drawn with the seed from all mutants of the part. Prints every survivor
-with its line, for somebody to read, and the score.
+Works on a copy of the project; the sample is drawn with the seed from all mutants of the part, and hypothesis in the
+tests draws with it too. Prints every survivor with its line, for somebody to read, and the score. A mutant that makes
+the tests hang is told apart: nothing failed, so it is no kill until somebody has read it.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def main() -> int:
     """Draw, run, print.
 
     Returns:
-        0 when every mutant of the sample was killed, else 1.
+        0 when a test failed on every mutant of the sample, else 1.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=PARTS)
@@ -90,15 +91,15 @@ def main() -> int:
     files = [path] if path.is_file() else sorted(path.rglob("*.py"))
     every = [(file, at) for file in files for at in range(len(list(sites(ast.parse(file.read_text())))))]
     drawn = random.Random(args.seed).sample(every, min(args.sample, len(every)))
-    survivors = 0
+    told = {"survived": 0, "hung": 0}
     with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
         copy = Path(folder)
         for name in FOLDERS:
             shutil.copytree(ROOT / name, copy / name)
         for name in FILES:
             shutil.copyfile(ROOT / name, copy / name)
-        if not _pass(copy, tests):
-            raise SystemExit("The tests fail without a mutant.")
+        if (without := _outcome(copy, tests, args.seed)) != "survived":
+            raise SystemExit(f"Without a mutant the tests should pass; the outcome was: {without}.")
         for number, (file, at) in enumerate(sorted(drawn), 1):
             original = file.read_text()
             tree = ast.parse(original)
@@ -107,26 +108,32 @@ def main() -> int:
             mutate(node, place)
             mutant = copy / file.relative_to(ROOT)
             mutant.write_text(ast.unparse(tree))
-            if _pass(copy, tests):
-                survivors += 1
+            outcome = _outcome(copy, tests, args.seed)
+            if outcome in told:
+                told[outcome] += 1
                 where = f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
-                print(f"survived: {where}: {before}  ->  {ast.unparse(node)}", flush=True)
+                print(f"{outcome}: {where}: {before}  ->  {ast.unparse(node)}", flush=True)
             mutant.write_text(original)
-            print(f"{number} of {len(drawn)}, {survivors} survived", end="\r", file=sys.stderr)
-    print(f"{args.part}: {len(drawn)} of {len(every)} mutants, seed {args.seed}: {len(drawn) - survivors} killed")
-    return int(survivors > 0)
+            print(f"{number} of {len(drawn)}, {told}", end="\r", file=sys.stderr)
+    left = sum(told.values())
+    print(
+        f"{args.part}: {len(drawn)} of {len(every)} mutants, seed {args.seed}: {len(drawn) - left} killed, "
+        f"{told['survived']} survived, {told['hung']} hung"
+    )
+    return int(left > 0)
 
 
-def _pass(copy: Path, tests: list[str]) -> bool:
-    """Whether the tests pass on the copy; one that hangs is a failure."""
-    command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", "-m", "not slow", *tests]
+def _outcome(copy: Path, tests: list[str], seed: int) -> str:
+    """Run the tests on the copy: ``killed`` when one fails, ``survived``, or ``hung`` at the time limit."""
+    command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", f"--hypothesis-seed={seed}"]
+    command += ["-m", "not slow", *tests]
     # Ahead of an installed suite, which an editable one is.
     variables = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(command, cwd=copy, env=variables, capture_output=True, timeout=LIMIT_SECONDS)
     except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0
+        return "hung"
+    return "survived" if done.returncode == 0 else "killed"
 
 
 if __name__ == "__main__":
