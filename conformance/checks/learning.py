@@ -7,17 +7,20 @@ import math
 import numpy as np
 
 from conformance.checks.finding import Finding, Result
-from conformance.checks.subject import HALF_CENT, HALF_DIGIT, RAW, Bools, Subject, apart, judge, skip
+from conformance.checks.subject import HALF_CENT, HALF_DIGIT, RAW, Bools, Series, Subject, apart, judge, skip
 from conformance.metrics.facts import updates_at
+from conformance.metrics.loss import window_of
 from conformance.metrics.schedule import FIT_TOLERANCE, expected_lr, fit_residual
 from conformance.metrics.statistics import robust_sigma
 
 LR_TOLERANCE = 1e-9  # of the peak: rates are printed in full
 PEAK_TOLERANCE = 0.1
 INITIAL_LOSS = 1.5  # nats/token; random weights gave 10.51 and 10.87 where log(32000) is 10.37
-ONE_RANK_LOSS = 0.03  # the mean of micro batches against the mean of their tokens: up to 1.2% on a real run
-FEW_STEPS = 20  # too few to show how far one rank's loss strays
+FEW_STEPS = 20  # fewer do not show how far one rank's loss strays
 STRAY = (0.1, 0.5)  # it is allowed at least and at most so much
+# Alone it has the same tokens, but the mean of micro batches: up to 2.1% apart with dummy data, 0.01% with text.
+ONE_RANK_STRAY = (5e-3, 0.03)
+PULL = 0.01  # on average, besides five standard errors
 GROWTH_INTERVAL = 1000.0  # InternEvo's default, in updates
 
 
@@ -65,24 +68,26 @@ def loss(subject: Subject) -> Finding:
     if not subject.has("loss_from_metric"):
         return skip(check, "The log has no loss_from_metric.")
     one, every = subject.column("loss"), subject.column("loss_from_metric")
-    if subject.facts.data_parallel == 1:
-        bad = apart(one, every, ONE_RANK_LOSS * np.abs(every) + 10 * HALF_DIGIT)
-        relation = f"loss and loss_from_metric are the same within {ONE_RANK_LOSS:.0%}"
-        return judge(check, subject, bad, relation, "the same tokens, weighted by micro batch", (one, every))
-    relative = ((one - every) / np.abs(every))[np.isfinite(one / every)]
-    # How far the loss of one rank's samples strays, the log itself shows.
-    share = STRAY[1]
+    alone = subject.facts.data_parallel == 1
+    why = "the same tokens, weighted by micro batch" if alone else "samples drawn alike"
+    least, share = ONE_RANK_STRAY if alone else STRAY
+    relative = (one - every) / np.abs(every)
+    relative, tail = (part[np.isfinite(part)] for part in (relative, relative[-window_of(len(relative)) :]))
     if len(relative) >= FEW_STEPS:
-        share = min(max(10 * robust_sigma(relative), STRAY[0]), STRAY[1])
-        pull = float(relative.mean())
-        # One rank's samples are drawn like all the others', so nothing pulls its loss to one side.
-        if abs(pull) > 0.01 + 5 * float(relative.std()) / math.sqrt(len(relative)):
-            message = f"One rank's loss is {pull:+.1%} from loss_from_metric on average, expected no difference."
-            return Finding(check, Result.FAIL, message, pull, "", 0.01, "samples drawn alike", next_step=RAW)
-    bad = apart(one, every, share * np.abs(every) + 0.01)
-    return judge(
-        check, subject, bad, f"loss is within {share:.0%} of loss_from_metric", "samples drawn alike", (one, every)
-    )
+        # How far the loss of one rank's samples strays, the log itself shows.
+        share = min(max(10 * robust_sigma(relative), least), share)
+        for part, steps in ((relative, "all steps"), (tail, f"the last {len(tail)} steps")):
+            if len(part) >= FEW_STEPS and _pulled(part):
+                pull = float(part.mean())
+                message = f"Over {steps} one rank's loss is {pull:+.1%} from loss_from_metric, expected no difference."
+                return Finding(check, Result.FAIL, message, pull, "", PULL, why, next_step=RAW)
+    bad = apart(one, every, share * np.abs(every) + (10 * HALF_DIGIT if alone else 0.01))
+    return judge(check, subject, bad, f"loss is within {share:.1%} of loss_from_metric", why, (one, every))
+
+
+def _pulled(relative: Series) -> bool:
+    """Whether one rank's loss is pulled to one side: its samples are drawn like all the others', so nothing does."""
+    return abs(float(relative.mean())) > PULL + 5 * float(relative.std()) / math.sqrt(len(relative))
 
 
 def perplexity(subject: Subject) -> Finding:

@@ -67,7 +67,7 @@ def loss_of(steps: pd.DataFrame, target: float | None = None, window: int = WIND
     if steps.empty:
         return None
     values, numbers = steps["loss"].to_numpy(), steps["step"].to_numpy()
-    size = min(window, max(MIN_WINDOW, len(values) // 5), len(values))
+    size = window_of(len(values), window)
     tail = values[-size:]
     metric = steps["loss_from_metric"].to_numpy() if "loss_from_metric" in steps else None
     skipped = steps["inf_nan_skip_batches"].to_numpy()[-1] if "inf_nan_skip_batches" in steps else np.nan
@@ -87,6 +87,19 @@ def loss_of(steps: pd.DataFrame, target: float | None = None, window: int = WIND
         first_met=first_met,
         held_since=held_since,
     )
+
+
+def window_of(count: int, window: int = WINDOW) -> int:
+    """Give the length of a run's trailing window.
+
+    Args:
+        count: Steps of the run.
+        window: The window of a run of five times as many steps or more.
+
+    Returns:
+        Steps.
+    """
+    return min(window, max(MIN_WINDOW, count // 5), count)
 
 
 def _met(values: Series, numbers: Series, target: float | None, size: int) -> tuple[int | None, int | None]:

@@ -287,6 +287,28 @@ def test_one_ranks_loss_cannot_be_lowered_on_every_step():
     assert "log-loss" in red(mutate(run.text(), "loss", times(0.97), step=None))
 
 
+def lowered_at_the_end(run, factor, count=100):
+    lines = run.text().splitlines(keepends=True)
+    forged = [mutate(line, "loss", times(factor), step=None) for line in lines[-count:]]
+    return b"".join([*lines[:-count], *forged])
+
+
+@pytest.mark.parametrize(("data_parallel", "factor"), [(32, 0.92), (1, 0.98), (1, 0.99)])
+def test_one_ranks_loss_cannot_be_lowered_where_it_is_judged(data_parallel, factor):
+    """An honest loss of 1.84 would pass for one below 1.716 if only its last hundred steps had to be changed."""
+    run = Run(total_steps=3000, data_parallel=data_parallel, loss=1.84, lr=4e-5, warmup_ratio=0.025)
+    assert red(run.text()) == set()
+    assert red(lowered_at_the_end(run, factor)) == {"log-loss"}
+
+
+def test_a_forged_loss_passes_no_target():
+    workload = load_workload("llama2-7b-accuracy")
+    run = Run(total_steps=3000, data_parallel=32, loss=1.84, lr=4e-5, warmup_ratio=0.025)
+    for factor in (1.0, 0.92):
+        (judged,) = analyze(io.BytesIO(lowered_at_the_end(run, factor)), workload=workload)
+        assert {f.check: f.result for f in judged.findings}["loss-target"] is not Result.PASS
+
+
 def test_real_tgs_counts_the_tokens_that_are_no_padding():
     lines = SLICE.replace(b" lr=", b" real_tgs=11000.0 lr=")
     assert "log-types" in red(lines)

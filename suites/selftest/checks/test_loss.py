@@ -18,6 +18,12 @@ def judge(values, target=TARGET):
     return target_reached(loss_of(steps, target), target, "the benchmark")
 
 
+def judge_ranks(one, every):
+    """Judge the loss of one rank beside the loss over all ranks."""
+    steps = pd.DataFrame({"step": np.arange(len(one)), "loss": one, "loss_from_metric": every})
+    return target_reached(loss_of(steps, TARGET), TARGET, "the benchmark")
+
+
 def noisy(level, sigma=0.02, n=1000, last=None):
     values = np.random.default_rng(5).normal(level, sigma, n)
     values[-1] = level if last is None else last
@@ -81,3 +87,12 @@ def test_an_undefined_loss_neither_passes_nor_hides(bad):
     assert defined(loss_of(steps[:900])).result is Result.PASS
     values[-1] = bad
     assert judge(values).result is not Result.PASS
+
+
+def test_one_rank_below_passes_only_with_all_ranks_below():
+    assert judge_ranks(noisy(1.6), noisy(1.6)).result is Result.PASS
+    forged = judge_ranks(noisy(1.6), noisy(1.8))
+    assert forged.result is Result.ERROR
+    assert "the mean over all ranks is not below it, and no number of further steps" in forged.message
+    falling = noisy(1.9 - 0.0003 * np.arange(1000), sigma=0.001, last=1.6)
+    assert 50 < further(judge_ranks(falling, falling + 0.12)) < 80
