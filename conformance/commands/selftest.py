@@ -66,16 +66,18 @@ def _show(matrix: Matrix) -> None:
         table.add_column(title, overflow="fold")
     for trial in sorted(matrix.trials, key=lambda trial: trial.fault.check):
         others = sorted(trial.red - {trial.fault.check})
-        own = "[green]it[/]" if trial.fault.check in trial.red else "[bold red]not it[/]"
-        red = f"{own}, and {', '.join(others)}" if others else own
+        red = "[green]it[/]" if trial.fault.check in trial.red else "[bold red]not it[/]"
+        red += f", and {', '.join(others)}" if others else " alone" if trial.alone else ""
         table.add_row(trial.fault.check, trial.fault.name.replace("[", "\\["), trial.fault.bench.name, red)
     console = Console(highlight=False)
     console.print(table)
     for problem in matrix.problems:
         console.print(problem, style="bold red", markup=False)
     checks = {trial.fault.check for trial in matrix.trials}
+    alone = {trial.fault.check for trial in matrix.trials if trial.alone}
     good = sum(trial.good for trial in matrix.trials)
     console.print(
-        f"{len(checks)} checks, {len(checks & matrix.green)} green on good evidence; {good} of {len(matrix.trials)} "
-        f"faults turned exactly their checks red; {len(matrix.problems)} problems."
+        f"{len(checks)} checks, {len(checks & matrix.green)} green on good evidence, {len(alone)} turned red alone "
+        f"by a fault; {good} of {len(matrix.trials)} faults changed what they name and nothing else; "
+        f"{len(matrix.problems)} problems."
     )

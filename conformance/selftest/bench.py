@@ -36,6 +36,7 @@ class Fault:
         bench: What it is injected into.
         inject: Injects it: changes what the bench made.
         also: Ids of checks that see it too, because it breaks what they look at as well.
+        silences: Ids of checks that may come out otherwise without failing: not made any more, skipped or in error.
     """
 
     check: str
@@ -43,6 +44,7 @@ class Fault:
     bench: Bench
     inject: Callable[[Any], object]
     also: frozenset[str] = frozenset()
+    silences: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,22 @@ class Trial:
     Args:
         fault: The fault.
         red: Ids of the checks that failed.
+        silent: Ids of the other checks that came out otherwise than without the fault.
     """
 
     fault: Fault
     red: frozenset[str]
+    silent: frozenset[str] = frozenset()
 
     @property
     def good(self) -> bool:
-        """Whether its own check went red, and no other but those that it names."""
-        return self.fault.check in self.red and self.red <= self.fault.also | {self.fault.check}
+        """Whether its own check and those that it names went red, and no other result changed but as it says."""
+        return self.red == self.fault.also | {self.fault.check} and self.silent <= self.fault.silences
+
+    @property
+    def alone(self) -> bool:
+        """Whether its own check went red and no other did."""
+        return self.red == {self.fault.check}
 
 
 @dataclass(frozen=True)
@@ -86,8 +95,8 @@ def run_matrix(faults: Sequence[Fault], checks: Collection[str]) -> Matrix:
         checks: Ids of all checks of the suite.
 
     Returns:
-        The matrix. Its problems name every check that nothing turns red or that never passed, every fault that is
-        not seen or seen by others than it names, and everything good that failed.
+        The matrix. Its problems name every check that nothing turns red, that no fault turns red alone, or that never
+        passed, every fault that is not seen or seen by others than it names, and everything good that failed.
     """
     green: set[str] = set()
     problems = [f"{check}: no fault is known that turns it red." for check in sorted(set(checks) - _checked(faults))]
@@ -100,11 +109,19 @@ def run_matrix(faults: Sequence[Fault], checks: Collection[str]) -> Matrix:
                 problems.append(f"{finding.check}: {finding.result.value} on the good {bench.name}: {finding.message}")
     problems += [f"{check}: it never passed, on nothing good." for check in sorted(_checked(faults) - green)]
     trials = tuple(try_fault(fault) for fault in faults)
-    for trial in trials:
-        if not trial.good:
-            expected, got = sorted({trial.fault.check} | trial.fault.also), ", ".join(sorted(trial.red)) or "nothing"
-            problems.append(f"{trial.fault.name}: turned {got} red, expected {', '.join(expected)}.")
+    problems += [_otherwise(trial) for trial in trials if not trial.good]
+    alone = {trial.fault.check for trial in trials if trial.alone}
+    problems += [f"{check}: no fault turns it red alone." for check in sorted(_checked(faults) - alone)]
     return Matrix(frozenset(green), trials, tuple(problems))
+
+
+def _otherwise(trial: Trial) -> str:
+    """What came of a fault that was not to come."""
+    fault, silent = trial.fault, sorted(trial.silent - trial.fault.silences)
+    if silent:
+        return f"{fault.check}, {fault.name}: changed {', '.join(silent)} too, which it does not name."
+    expected, got = sorted({fault.check} | fault.also), ", ".join(sorted(trial.red)) or "nothing"
+    return f"{fault.check}, {fault.name}: turned {got} red, expected {', '.join(expected)}."
 
 
 def try_fault(fault: Fault) -> Trial:
@@ -116,8 +133,19 @@ def try_fault(fault: Fault) -> Trial:
     Returns:
         What came of it.
     """
-    found = _judged(fault.bench, fault.inject)
-    return Trial(fault, frozenset(finding.check for finding in found if finding.result is Result.FAIL))
+    good = _results(_judged(fault.bench, lambda _: None))
+    found = _results(_judged(fault.bench, fault.inject))
+    red = frozenset(check for check, results in found.items() if Result.FAIL in results)
+    changed = {check for check in good.keys() | found.keys() if good.get(check) != found.get(check)}
+    return Trial(fault, red, frozenset(changed - red))
+
+
+def _results(findings: Sequence[Finding]) -> Mapping[str, list[Result]]:
+    """The results by check, of every finding that it made."""
+    results: dict[str, list[Result]] = {}
+    for finding in findings:
+        results.setdefault(finding.check, []).append(finding.result)
+    return results
 
 
 def _judged(bench: Bench, inject: Callable[[Any], object]) -> Sequence[Finding]:
@@ -146,7 +174,8 @@ def to_json(matrix: Matrix) -> Mapping[str, Any]:
             "fault": trial.fault.name,
             "bench": trial.fault.bench.name,
             "red": sorted(trial.red),
-            "also": sorted(trial.fault.also),
+            "silent": sorted(trial.silent),
+            "alone": trial.alone,
             "good": trial.good,
         }
         for trial in matrix.trials

@@ -67,9 +67,19 @@ def _judge_losses(subject: dict[str, Any]) -> Sequence[Finding]:
 
 CURVE = Bench("loss curve", _good_losses, _judge_losses)
 
+# What is held against a fingerprint, once there is one.
+_HELD = frozenset({"data-pinned", "data-loaded"})
 FAULTS = (
-    Fault("data-recorded", "no fingerprint was recorded", DATA, lambda run: run.update(fingerprint=None)),
-    Fault("data-recorded", "the fingerprint was edited", DATA, lambda run: run["fingerprint"].update(tokens=7)),
+    Fault(
+        "data-recorded", "no fingerprint was recorded", DATA, lambda run: run.update(fingerprint=None), silences=_HELD
+    ),
+    Fault(
+        "data-recorded",
+        "the fingerprint was edited",
+        DATA,
+        lambda run: run["fingerprint"].update(tokens=7),
+        silences=_HELD,
+    ),
     Fault("data-pinned", "other data than the pinned ones", DATA, lambda run: run.update(pin="f" * 64)),
     Fault("data-loaded", "random tokens were trained on", DATA, lambda run: run.update(head=LogHead())),
     Fault("data-loaded", "half of the data", DATA, lambda run: run.update(head=LogHead(data=(1, 20, 0)))),

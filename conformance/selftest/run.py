@@ -18,9 +18,10 @@ from conformance.internevo.config import render_config
 from conformance.internevo.patches import PATCHES
 from conformance.judgement import judge, plan_of
 from conformance.selftest.bench import Bench, Fault
+from conformance.spec import load_checks
 
 FIXTURE = Path(__file__).resolve().parents[2] / "fixtures" / "tiny-perf-run"
-LOG = "logs/node0/rank0.log"
+LOG, OTHER_LOG = "logs/node0/rank0.log", "logs/node0/rank1.log"
 TELEMETRY = "environment/telemetry-node0.csv"
 STEP = 6  # the step whose line is changed
 
@@ -202,6 +203,9 @@ def _fault(check: str, name: str, inject: Change, *also: str) -> Fault:
     return Fault(check, name, RUN, inject, frozenset(also))
 
 
+# What needs a log to be judged at all.
+_WITHOUT_A_LOG = {id for id in load_checks() if id.startswith(("run-", "source-", "patches-"))} - {"run-complete"}
+_OVER_A_LOG = frozenset(load_checks()) - _WITHOUT_A_LOG
 SEEN = {"kind": "rank-died", "message": "Rank 1 was killed by SIGKILL.", "next_step": "Look at the system log."}
 FOREIGN = {"id": "faster", "sha256": "0" * 64}
 NO_STEP = "2026-11-23 21:20:31,900\tINFO a.py:1 in metrics -- tflops=0.01 loss=4.5 tgs (tokens/gpu/second)=700.0\n"
@@ -223,7 +227,14 @@ _ON_A_RUN = (
     ),
     _fault("run-ended", "interrupted", edit_json(evidence.RUN, lambda r: r.update(outcome="interrupted"))),
     _fault("run-ranks", "a rank left no record", drop("environment/rank1.json")),
-    _fault("run-steps", "the log of the logging rank is missing", drop(LOG), "run-ranks"),
+    Fault("run-steps", "the log of the logging rank is missing", RUN, drop(LOG), frozenset({"run-ranks"}), _OVER_A_LOG),
+    Fault(
+        "run-steps",
+        "a second log with steps",
+        RUN,
+        lambda run: shutil.copy(run / LOG, run / OTHER_LOG),
+        silences=_OVER_A_LOG,
+    ),
     _fault("run-config", "the rendered configuration was edited", append(evidence.CONFIG, "# edited\n")),
     _fault(
         "run-uniform",
@@ -276,7 +287,6 @@ _ON_A_RUN = (
         "loss-defined",
         "an undefined loss",
         several(*(field(name, "nan") for name in ("loss", "loss_from_metric", "loss/en", "perplexity"))),
-        "log-types",
     ),
 )
 

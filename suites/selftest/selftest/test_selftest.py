@@ -13,15 +13,15 @@ from conformance.spec import load_checks
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.check}: {fault.name}")
-def test_a_fault_turns_its_own_check_red_and_no_other_than_it_names(fault):
+def test_a_fault_changes_what_it_names_and_nothing_else(fault):
     trial = try_fault(fault)
-    assert fault.check in trial.red
-    assert trial.red <= fault.also | {fault.check}
+    assert trial.red == fault.also | {fault.check}
+    assert trial.silent <= fault.silences
 
 
-def test_every_check_has_a_fault_and_passes_on_something_good():
-    one_each = {fault.check: fault for fault in FAULTS}
-    matrix = run_matrix(list(one_each.values()), load_checks())
+def test_every_check_passes_on_something_good_and_has_a_fault_that_turns_it_red_alone():
+    alone = {fault.check: fault for fault in FAULTS if not fault.also}
+    matrix = run_matrix(list(alone.values()), load_checks())
     assert matrix.problems == ()
     assert matrix.green == set(load_checks())
 
@@ -38,6 +38,9 @@ HIGH = Fault("below", "too high", BELOW, lambda numbers: numbers.__setitem__(0, 
 
 def _below(number):
     return Finding("below", Result.PASS if number < 10 else Result.FAIL, f"{number}")
+
+
+BOTH = Bench("number", lambda _: [1.0], lambda n: [_below(n[0]), replace(_below(n[0]), check="other")])
 
 
 def problems(*faults, checks=("below",)):
@@ -63,9 +66,25 @@ def test_a_fault_that_nothing_sees_is_a_problem():
 
 
 def test_a_fault_that_another_check_sees_too_must_say_so():
-    both = Bench("number", lambda _: [1.0], lambda n: [_below(n[0]), replace(_below(n[0]), check="other")])
-    assert "turned below, other red" in problems(replace(HIGH, bench=both))
-    assert problems(replace(HIGH, bench=both, also=frozenset({"other"}))) == ""
+    assert "turned below, other red" in problems(replace(HIGH, bench=BOTH))
+    assert "turned below red, expected below, other" in problems(replace(HIGH, also=frozenset({"other"})))
+
+
+def test_a_check_that_no_fault_turns_red_alone_is_a_problem():
+    both = replace(HIGH, bench=BOTH, also=frozenset({"other"}))
+    assert problems(both) == "below: no fault turns it red alone."
+    assert problems(both, HIGH) == ""
+
+
+@pytest.mark.parametrize("silent", [Result.ERROR, Result.SKIP, None])
+def test_a_fault_for_which_another_check_is_not_made_must_say_so(silent):
+    def judge(numbers):
+        other = Finding("other", Result.PASS if numbers[0] < 10 else silent, "")
+        return [_below(numbers[0]), *([other] if other.result else [])]
+
+    fault = replace(HIGH, bench=Bench("number", lambda _: [1.0], judge))
+    assert problems(fault) == "below, too high: changed other too, which it does not name."
+    assert problems(replace(fault, silences=frozenset({"other"}))) == ""
 
 
 @pytest.mark.parametrize("result", [Result.FAIL, Result.ERROR])
@@ -79,11 +98,15 @@ def test_a_check_that_never_passes_is_a_problem():
     assert "it never passed" in problems(replace(HIGH, bench=skips))
 
 
+def shown(capsys):
+    return " ".join(capsys.readouterr().out.split())
+
+
 def test_the_command_prints_the_matrix(monkeypatch, capsys):
     monkeypatch.setattr("conformance.selftest.faults.FAULTS", [HIGH])
     monkeypatch.setattr("conformance.spec.load_checks", lambda: {"below": None})
     assert main(["selftest"]) == 0
-    assert "1 checks, 1 green" in capsys.readouterr().out
+    assert "1 checks, 1 green on good evidence, 1 turned red alone by a fault; 1 of 1 faults" in shown(capsys)
     assert main(["selftest", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["problems"] == []
     monkeypatch.setattr("conformance.spec.load_checks", lambda: {"below": None, "above": None})
