@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -129,11 +130,22 @@ def append(path: Path, event: str, run: str, **details: Any) -> str:
             now = datetime.now(timezone.utc).isoformat(timespec="seconds")
             entry = {"event": event, "run": run, "time": now, "previous": journal.head, **details}
             line = json.dumps(entry, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-            stream.write(line + b"\n")
-            stream.flush()
+            _append(stream.fileno(), line + b"\n")
     except OSError as error:
         raise EvidenceError(f"The journal {path} cannot be written: {error.strerror}.") from error
     return hashlib.sha256(line).hexdigest()
+
+
+def _append(file: int, line: bytes) -> None:
+    """Append a line and see it on the disk; where that fails, nothing of it stays to break the chain."""
+    size = os.fstat(file).st_size
+    try:
+        while line:
+            line = line[os.write(file, line) :]
+        os.fsync(file)
+    except OSError:
+        os.ftruncate(file, size)
+        raise
 
 
 def parse(data: bytes) -> Journal:

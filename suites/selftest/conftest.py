@@ -1,6 +1,8 @@
 """A real rehearsal's evidence, ready to be judged, signed and attacked."""
 
+import os
 import signal
+import subprocess
 
 import pytest
 
@@ -15,10 +17,43 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
         signal.signal(number, handler)
 
 
+def missing(reason):
+    """Skip a test that needs more than this machine has, or fail it where CI says that all of it is there."""
+    if os.environ.get("CONFORMANCE_REAL_PARTS") == "required":
+        pytest.fail(f"{reason}; CONFORMANCE_REAL_PARTS=required", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def real_parts():
+    """What a test says that needs more than this machine has."""
+    return missing
+
+
 @pytest.fixture(autouse=True)
 def no_foreign_configuration(monkeypatch, tmp_path_factory):
     """Tests sign with a key of their own, never with the user's."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "config"))
+
+
+@pytest.fixture
+def small_disk(tmp_path_factory):
+    """Mount a disk of so many bytes; its place."""
+    mounted = []
+
+    def mount(size):
+        place = tmp_path_factory.mktemp("disk")
+        if os.geteuid() != 0:
+            missing("only root may mount a small disk")
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], capture_output=True)
+        if done.returncode:
+            missing(f"no small disk can be mounted here: {done.stderr.decode().strip()}")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", place], check=True)
 
 
 @pytest.fixture

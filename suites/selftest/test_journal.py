@@ -1,6 +1,7 @@
 """The journal's chain: what was appended stays, and any change to it is seen."""
 
 import json
+import os
 
 import pytest
 
@@ -55,6 +56,21 @@ def test_nothing_is_appended_to_a_broken_journal(path):
     with pytest.raises(EvidenceError):
         journal.append(path, "started", "run3")
     assert path.read_bytes() == broken
+
+
+def test_a_full_disk_leaves_no_half_line_and_the_chain_goes_on(small_disk):
+    path = small_disk(64 << 10) / "journal.jsonl"
+    journal.append(path, "started", "run")
+    with (path.parent / "other").open("wb", buffering=0) as other:
+        while os.statvfs(path.parent).f_bavail > 1:
+            other.write(b"\0" * 4096)
+        with pytest.raises(EvidenceError, match="No space left"):
+            for _ in range(1000):
+                journal.append(path, "ended", "run", note="x" * 900)
+        before = journal.parse(path.read_bytes())
+        other.truncate(0)
+    journal.append(path, "ended", "run", outcome="ended")
+    assert journal.parse(path.read_bytes()).entries[:-1] == before.entries
 
 
 def test_an_entry_is_one_line_of_json(path):

@@ -144,24 +144,12 @@ def test_a_slow_rank_is_named_while_the_run_goes_on(run, train, display, table, 
     assert ending.fault.kind == "rank-died"  # what ended the run is told beside it
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a small disk")
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", place], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", place], check=True)
-
-
 def test_the_disk_fills_up(small_disk, train, table):
-    run = make_run(small_disk / "run")
+    disk = small_disk(32 << 20)
+    run = make_run(disk / "run")
 
     def fill():
-        with contextlib.suppress(OSError), (small_disk / "other").open("wb") as stream:
+        with contextlib.suppress(OSError), (disk / "other").open("wb") as stream:
             while True:
                 stream.write(b"\0" * (1 << 20))
 
@@ -172,17 +160,17 @@ def test_the_disk_fills_up(small_disk, train, table):
 
 
 @pytest.fixture
-def link():
+def link(real_parts):
     """Two network namespaces joined by a cable: their names, the address of the first, and what cuts the cable."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("only root, with iproute2, may make network namespaces")
+        real_parts("only root, with iproute2, may make network namespaces")
     names = [f"conf{os.getpid()}{end}" for end in "ab"]
 
     def ip(*words, check=True):
         return subprocess.run(["ip", *words], check=check, capture_output=True, text=True)
 
     if ip("netns", "add", names[0], check=False).returncode:
-        pytest.skip("network namespaces cannot be made here")
+        real_parts("network namespaces cannot be made here")
     try:
         ip("netns", "add", names[1])
         ip("link", "add", names[0], "type", "veth", "peer", "name", names[1])
