@@ -50,10 +50,11 @@ test: lint $(VENV)/.packages ## the suite's own tests
 lint: $(VENV)/.dev ## ruff, strict mypy, and the one direction of imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo
 
-bench: $(VENV)/.dev ## every performance figure that the documents state, each beside its baseline
+# A benchmark ends with 0, 3 (below its bar) or 4 (needs a device that is not here); with anything else it broke.
+bench: $(VENV)/.dev ## run the benchmarks that this machine can, each beside its baseline; the documents name their options
 	@for script in suites/selftest/benchmarks/bench_*.py; do \
 	  echo "== $$script"; $(BIN)/python $$script; code=$$?; \
-	  test $$code -le 2 || exit $$code; done
+	  case $$code in 0|3|4) ;; *) echo "$$script broke."; exit $$code;; esac; done
 
 # EXTRAS=data,rehearsal also gathers torch and InternEvo 0.2.2 for a rehearsal there.
 EXTRAS ?= data
