@@ -5,16 +5,17 @@ telemetry, no live display. Pairs alternate in order, so that a drifting clock o
 
     python suites/selftest/benchmarks/bench_overhead.py --pairs 5 -m slice --internevo PATH
 
-Two runs of one command differ by more than the suite costs, so ``--phases N`` looks closer: within one run under the
-suite, its supervisor and its telemetry are stopped (SIGSTOP) and continued by turns, off on, on off, and so on, while
-the training goes on alone. Give it steps enough: a phase lasts PHASE_SECONDS.
+Two runs of one command differ by more than the suite costs, so ``--rounds N`` looks closer: within one run under the
+suite, its supervisor and its telemetry are stopped (SIGSTOP) and continued by turns, each alone and both, while the
+training goes on. Every second round goes backwards. Give it steps enough: a round is four phases of PHASE_SECONDS.
 
-    python suites/selftest/benchmarks/bench_overhead.py --phases 12 -m slice --set total_steps=400 --internevo PATH
+    python suites/selftest/benchmarks/bench_overhead.py --rounds 4 -m slice --set total_steps=120 --internevo PATH
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import signal
@@ -35,6 +36,13 @@ ROOT = Path(__file__).resolve().parents[3]
 # The first steps warm up: allocator, kernels, graph compilation.
 WARM_UP_STEPS = 2
 PHASE_SECONDS = 15.0
+# What of the suite goes on in a phase; the first is what the others are compared with.
+PHASES = {
+    "nothing": set(),
+    "telemetry": {"telemetry"},
+    "supervisor": {"supervisor"},
+    "both": {"telemetry", "supervisor"},
+}
 
 
 def main() -> int:
@@ -45,14 +53,14 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=3, metavar="N", help="pairs of runs (default: 3)")
-    parser.add_argument("--phases", type=int, metavar="N", help="one run, in N phases with the suite stopped or not")
+    parser.add_argument("--rounds", type=int, metavar="N", help="one run, N times with parts of the suite stopped")
     args, options = parser.parse_known_args()
     options = options or ["-m", "tiny"]
     ratios = []
     with tempfile.TemporaryDirectory(prefix="overhead-") as folder:
         place = Path(folder)
-        if args.phases:
-            return in_phases(place / "phases", args.phases, options)
+        if args.rounds:
+            return in_phases(place / "phases", args.rounds, options)
         model = under_suite(place / "model", options)  # warms every cache, and says what the bare command is
         print(f"warm-up: {median_tgs(model):.1f} TGS", flush=True)
         for pair in range(args.pairs):
@@ -70,39 +78,61 @@ def main() -> int:
     return 0
 
 
-def in_phases(run: Path, phases: int, options: list[str]) -> int:
-    """Print TGS with the suite going over TGS with it stopped, by pairs of phases of one run."""
+def in_phases(run: Path, rounds: int, options: list[str]) -> int:
+    """Print, for each part of the suite, TGS with it going over TGS with the suite stopped, within one run."""
     command = [sys.executable, "-m", "pytest", "suites/perf", "-q", "--run-dir", str(run), "--reports", str(run.parent)]
     with (run.parent / "suite.log").open("wb") as output:
         suite = psutil.Popen([*command, *options], cwd=ROOT, stdout=output, stderr=output)
-    while WARM_UP_STEPS not in (logged := steps_tgs(run)):
+    while WARM_UP_STEPS not in steps_tgs(run):
         if suite.poll() is not None:
             raise SystemExit(f"The suite ended before the warm-up:\n{(run.parent / 'suite.log').read_text()[-2000:]}")
         time.sleep(1.0)
-    medians = []
-    for phase in range(phases):
-        stopped = phase % 4 in (0, 3)
-        own = [suite, *(part for part in suite.children(recursive=True) if "telemetry" in " ".join(part.cmdline()))]
-        own += [tool for part in own[1:] for tool in part.children(recursive=True)]
-        for process in own:
-            process.send_signal(signal.SIGSTOP if stopped else signal.SIGCONT)
-        before = max(logged)
-        time.sleep(PHASE_SECONDS)
-        logged = steps_tgs(run)
-        if suite.poll() is not None or max(logged) < before + 2:
-            raise SystemExit(f"Phase {phase} saw fewer than 2 steps: run more or shorter steps (--set total_steps=).")
-        # The step that the phase cut belongs to neither side.
-        medians.append(statistics.median(tgs for step, tgs in logged.items() if before + 1 < step <= max(logged)))
-        print(f"phase {phase}: suite {'stopped' if stopped else 'going'}, {medians[-1]:.1f} TGS", flush=True)
-        for process in own:
-            process.send_signal(signal.SIGCONT)
+    parts = {"supervisor": [suite], "telemetry": telemetry_of(suite)}
+    ratios: dict[str, list[float]] = {name: [] for name in PHASES}
+    for turn in range(rounds):
+        tgs = {}
+        for name in PHASES if turn % 2 == 0 else reversed(PHASES):
+            tgs[name] = phase(run, suite, parts, PHASES[name])
+            print(f"round {turn}: {name} going, {tgs[name]:.1f} TGS", flush=True)
+        for name in PHASES:
+            ratios[name].append(tgs[name] / tgs["nothing"])
+    signal_all(parts, set(parts))
     suite.wait()
-    pairs = [(medians[i], medians[i + 1]) if i % 4 else (medians[i + 1], medians[i]) for i in range(0, phases - 1, 2)]
-    ratios = [going / stopped for going, stopped in pairs]
-    print(
-        f"median of {len(ratios)} ratios: {statistics.median(ratios):.4f}, from {min(ratios):.4f} to {max(ratios):.4f}"
-    )
+    for name in list(PHASES)[1:]:
+        print(f"{name}: ", end="")
+        report(ratios[name])
     return 0
+
+
+def phase(run: Path, suite: psutil.Popen, parts: dict[str, list[psutil.Process]], going: set[str]) -> float:
+    """Median TGS of the steps that began and ended while only these parts of the suite were going."""
+    signal_all(parts, going)
+    before = max(steps_tgs(run))
+    time.sleep(PHASE_SECONDS)
+    logged = steps_tgs(run)
+    if suite.poll() is not None or max(logged) < before + 2:
+        signal_all(parts, set(parts))
+        raise SystemExit("A phase saw fewer than 2 steps: run more or shorter steps (--set total_steps=).")
+    # The step that the phase cut belongs to neither side.
+    return statistics.median(tgs for step, tgs in logged.items() if step > before + 1)
+
+
+def signal_all(parts: dict[str, list[psutil.Process]], going: set[str]) -> None:
+    """Stop the processes of every part of the suite but these, which go on."""
+    for name, processes in parts.items():
+        for process in processes:
+            with contextlib.suppress(psutil.Error):  # the run is over
+                process.send_signal(signal.SIGCONT if name in going else signal.SIGSTOP)
+
+
+def telemetry_of(suite: psutil.Popen) -> list[psutil.Process]:
+    """The suite's sampler and the vendor's tool that it reads."""
+    found = []
+    for child in suite.children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if "conformance.launch.telemetry" in child.cmdline():
+                found += [child, *child.children(recursive=True)]
+    return found
 
 
 def report(ratios: list[float]) -> None:
