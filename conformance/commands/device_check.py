@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 EPILOG = """\
-exit codes: 0 the contract is kept; 1 something is missing or wrong; 2 there is no such plugin
+exit codes: 0 the contract is kept; 1 something is missing or wrong; 2 there is no such plugin, or it lacks members
 
 examples:
   conformance device-check cpu
@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from conformance.checks.preflight import breaks_contract
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     styles = {"ok": "green", "n/a": "dim", "missing": "yellow", "wrong": "bold red"}
     for row in rows:
-        table.add_row(f"[{styles[row['state']]}]{row['state']}[/]", row["aspect"], row["detail"])
+        table.add_row(f"[{styles[row['state']]}]{row['state']}[/]", row["aspect"], escape(row["detail"]))
     console.print(table)
     bad = [row["aspect"] for row in rows if breaks_contract(row)]
     lacking = [row["aspect"] for row in rows if row["state"] == "missing" and not breaks_contract(row)]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from importlib.metadata import entry_points
-from typing import Protocol
+from typing import Any, Protocol
 
 from conformance.devices.vendors import VendorDevice, load_vendors
 from conformance.errors import DeviceError
 
 ENTRY_POINT_GROUP = "conformance.devices"
+# More than any plugin of ours waits for a driver, vendors.py's 90 s; a driver that hangs must not hang the suite.
+COUNT_SECONDS = 100.0
+MEMBERS = ("name", "backend", "visible_devices", "count", "activate", "identity", "health")
 
 
 class Device(Protocol):
@@ -30,7 +34,7 @@ class Device(Protocol):
         """Vendor, model, serial or uuid, driver, firmware and memory of one device, as far as they are known."""
 
     def health(self, index: int) -> dict[str, str]:
-        """What the management tool tells of one device, by the names in devices/cuda.py; empty where it is silent."""
+        """What the management tool tells of one device, by the names in devices/health.py; empty where it is silent."""
 
 
 def load_device(name: str) -> Device:
@@ -44,7 +48,8 @@ def load_device(name: str) -> Device:
         The plugin's device.
 
     Raises:
-        DeviceError: No plugin and no vendor has that name, or the plugin cannot be imported.
+        DeviceError: No plugin and no vendor has that name, the plugin cannot be imported, lacks a member,
+            or has another name.
     """
     plugins = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
     vendors = load_vendors()
@@ -63,7 +68,46 @@ def load_device(name: str) -> Device:
             f"Device plugin {name!r} ({plugins[name].value}) failed to load: {type(error).__name__}: {error}.",
             "Reinstall the plugin package or report this to its vendor.",
         ) from error
+    lacking = [member for member in MEMBERS if not hasattr(device, member)]
+    if lacking or device.name != name:  # a measuring process finds it by that name
+        told = f"has no {' and no '.join(lacking)}" if lacking else f"has the name {device.name!r}, expected {name!r}"
+        raise DeviceError(
+            f"Device plugin {name!r} ({plugins[name].value}) {told}.",
+            "docs/devices.md lists the members of a plugin; its name is that of its entry point.",
+        )
     return device
+
+
+def count_devices(device: Device) -> int:
+    """Ask a plugin for its devices, whatever the plugin does.
+
+    Args:
+        device: The plugin.
+
+    Returns:
+        Devices visible on this node.
+
+    Raises:
+        DeviceError: The plugin raised, did not answer within COUNT_SECONDS, or answered with no number.
+    """
+    answers: list[Any] = []
+
+    def ask() -> None:
+        try:
+            answers.append(device.count())
+        except Exception as error:  # a third party's code: name it, whatever it raised
+            answers.append(f"{type(error).__name__}: {error}")
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(COUNT_SECONDS)
+    answer = answers[0] if answers else f"no answer within {COUNT_SECONDS:.0f} s"
+    if isinstance(answer, int):
+        return answer
+    raise DeviceError(
+        f"Device plugin {device.name!r} cannot count its devices: {answer}.",
+        f"`conformance device-check {device.name}` tells more; --device NAME chooses another.",
+    )
 
 
 def detect_device() -> Device:
@@ -72,12 +116,15 @@ def detect_device() -> Device:
     Returns:
         The first installed plugin, by name, that sees a device; else the first vendor of vendors.toml that does; else
         the CPU.
+
+    Raises:
+        DeviceError: A plugin cannot be loaded or asked.
     """
     plugins = sorted(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP) if entry.name != "cpu")
     vendors = [name for name in load_vendors() if name != "cpu" and name not in plugins]
     for name in [*plugins, *vendors]:
         device = load_device(name)
-        if device.count():
+        if count_devices(device):
             return device
     return load_device("cpu")
 
@@ -86,8 +133,14 @@ def known_devices() -> list[tuple[str, str, int]]:
     """Every plugin and vendor by name.
 
     Returns:
-        Name, where it comes from, and how many devices this node has of it.
+        Name, where it comes from, and how many devices this node has of it; 0 and what is wrong of one that is broken.
     """
     plugins = {entry.name: entry.value for entry in entry_points(group=ENTRY_POINT_GROUP)}
     vendors = {name: f"vendors.toml: {vendor.title}" for name, vendor in load_vendors().items() if name not in plugins}
-    return [(name, where, load_device(name).count()) for name, where in {**plugins, **vendors}.items()]
+    rows = []
+    for name, where in {**plugins, **vendors}.items():
+        try:
+            rows.append((name, where, count_devices(load_device(name))))
+        except DeviceError as error:
+            rows.append((name, error.message, 0))
+    return rows

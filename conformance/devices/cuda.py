@@ -16,7 +16,8 @@ IDENTITY_FIELDS = {
     "firmware": "vbios_version",
     "memory": "memory.total",
 }
-# Our name -> nvidia-smi's. A driver that does not know one of them refuses the whole query; then each is asked alone.
+# Our name, as in devices/health.py -> nvidia-smi's. A driver that does not know one of them refuses the whole query;
+# then each is asked alone.
 HEALTH_FIELDS = {
     "ecc_uncorrected": "ecc.errors.uncorrected.volatile.total",
     "remapping_pending": "remapped_rows.pending",
@@ -29,6 +30,7 @@ HEALTH_FIELDS = {
     "link_generation": "pcie.link.gen.current",
     "link_generation_max": "pcie.link.gen.max",
     "bus": "pci.bus_id",
+    "memory_used_mib": "memory.used",
     "temperature_celsius": "temperature.gpu",
     "clock_mhz": "clocks.sm",
     "clock_max_mhz": "clocks.max.sm",

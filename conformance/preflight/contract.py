@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from conformance.devices import Device, load_device
+from conformance.devices.health import misunderstood
 from conformance.preflight.probe import Journal
 
 MIB = 1 << 20
+# Of a probe that a busy machine can disturb.
+ATTEMPTS = 3
 COLLECTIVE_LIBRARIES = re.compile(
     r"lib(?:nccl|rccl|hccl|cncl|mccl|eccl|bccl|bkcl|xccl|tccl|ccl|ixccl)[\w.-]*\.so[\w.]*"
 )
@@ -38,7 +41,7 @@ def measure(name: str, journal: Journal, index: int = 0) -> None:
 
     Args:
         name: Name of the plugin or vendor.
-        journal: Gets one record "contract" for each aspect.
+        journal: Gets one record "contract" for each aspect, and one record "last", the last device as it is seen here.
         index: Device to probe, of the visible ones.
     """
     device = load_device(name)
@@ -58,8 +61,11 @@ def measure(name: str, journal: Journal, index: int = 0) -> None:
     run("identity", lambda: _identity(device, index))
     run("serial and driver", lambda: _serial(device, index))
     run("smi", lambda: _health(device, index))
+    if found:
+        run("visible devices", lambda: _last(device, journal))
     if not found or not run("activate", lambda: _activate(device)):
         return
+    run("set", lambda: _set(device, index))
     for aspect, probe in _PROBES.items():
         run(aspect, lambda probe=probe: probe(index))  # type: ignore[misc]
     run("collectives", lambda: _collectives(device))
@@ -72,6 +78,26 @@ def _count(device: Device) -> str:
     return f"{count}"
 
 
+def _last(device: Device, journal: Journal) -> str:
+    """What a process that sees the last device alone should see."""
+    last = device.count() - 1
+    told = {"variable": device.visible_devices, "index": last}
+    journal.record("last", **told, uuid="" if device.visible_devices is None else name_of(device.identity(last)))
+    return "not asked yet"
+
+
+def name_of(identity: dict[str, str]) -> str:
+    """What tells one device from all others.
+
+    Args:
+        identity: What ``Device.identity`` returned.
+
+    Returns:
+        Its uuid or serial number; empty where it has neither.
+    """
+    return identity.get("uuid") or identity.get("serial", "")
+
+
 def _identity(device: Device, index: int) -> str:
     identity = device.identity(index)
     lacking = [field for field in ("vendor", "model") if identity.get(field, "unknown") == "unknown"]
@@ -81,7 +107,7 @@ def _identity(device: Device, index: int) -> str:
 
 def _serial(device: Device, index: int) -> str:
     identity = device.identity(index)
-    name = identity.get("uuid") or identity.get("serial")
+    name = name_of(identity)
     if device.backend == "gloo" and not name:
         return "none: a CPU has neither"
     if not name or not identity.get("driver"):
@@ -91,8 +117,10 @@ def _serial(device: Device, index: int) -> str:
 
 def _health(device: Device, index: int) -> str:
     health = device.health(index)
-    if device.backend == "gloo":
+    if device.backend == "gloo" and not health:
         return "none: a CPU has no management tool"
+    faults = misunderstood(health)
+    demand(not faults, f"health(): {'; '.join(faults)}")
     if not health:
         raise NotImplementedError("health() tells nothing: error counters, throttling, other processes go unchecked")
     return ", ".join(sorted(health))
@@ -107,14 +135,25 @@ def _activate(device: Device) -> str:
     return f"torch {torch.__version__}; a tensor on 'cuda' lies on {tensor.device.type!r}"
 
 
-def _set(index: int) -> str:
+def _set(device: Device, index: int) -> str:
     import torch
 
-    demand(torch.cuda.device_count() > 0, "torch.cuda.device_count() is 0")
-    torch.cuda.set_device(index)
-    current = torch.cuda.current_device()
-    demand(current == index, f"set_device({index}), then current_device() is {current}")
-    return f"device {index} of {torch.cuda.device_count()}"
+    seen = torch.cuda.device_count()
+    demand(seen > 0, "torch.cuda.device_count() is 0")
+    # A processor is one device that all ranks share: its count is that of its cores, and no core is chosen by number.
+    last = index
+    if not _is_processor(device):
+        demand(seen == device.count(), f"count() is {device.count()}, torch.cuda.device_count() is {seen}")
+        last = seen - 1
+    for number in (last, index):
+        torch.cuda.set_device(number)
+        current = torch.cuda.current_device()
+        demand(current == number, f"set_device({number}), then current_device() is {current}")
+    return f"device {last} of {seen}, and back to {index}"
+
+
+def _is_processor(device: Device) -> bool:
+    return device.backend == "gloo" and device.visible_devices is None
 
 
 def _synchronise(index: int) -> str:
@@ -164,15 +203,19 @@ def _events(index: int) -> str:
 
     timed(4)
     # Long enough that starting the work does not count: doubled until 20 ms.
-    repetitions, (short, wall) = 4, timed(4)
+    repetitions, (_, wall) = 4, timed(4)
     while wall < 20 and repetitions < 1 << 16:
         repetitions *= 2
-        short, wall = timed(repetitions)
-    long, _ = timed(4 * repetitions)
-    demand(short > 0, f"elapsed_time() is {short}")
-    demand(0.5 < short / wall < 1.1, f"events say {short:.2f} ms where the wall clock says {wall:.2f} ms")
-    demand(2 < long / short < 8, f"four times the work takes {long / short:.1f} times as long by the events")
-    return f"{short:.1f} ms by events, {wall:.1f} ms by the clock; four times the work {long / short:.1f} times as long"
+        _, wall = timed(repetitions)
+    # The work is compared with the wall clock, never with other work: on a busy machine four times the work may take
+    # twenty times as long. Whoever is put aside between the two clocks is asked again; a wrong event stays wrong.
+    for _ in range(ATTEMPTS):
+        pairs = [timed(repetitions), timed(4 * repetitions)]
+        if all(0.5 < events / wall < 1.1 for events, wall in pairs):
+            break
+    told = " and ".join(f"{events:.1f} ms where the wall clock says {wall:.1f} ms" for events, wall in pairs)
+    demand(all(0.5 < events / wall < 1.1 for events, wall in pairs), f"events say {told}")
+    return f"by events {told}"
 
 
 def _memory(index: int) -> str:
@@ -245,7 +288,6 @@ def _double(index: int) -> str:
 
 
 _PROBES: dict[str, Callable[[int], str]] = {
-    "set": _set,
     "synchronise": _synchronise,
     "streams": _streams,
     "events": _events,
@@ -294,4 +336,4 @@ def visible_devices(name: str, journal: Journal) -> None:
     """
     device: Any = load_device(name)
     identity = device.identity(0)
-    journal.record("visible", count=device.count(), uuid=identity.get("uuid") or identity.get("serial", ""))
+    journal.record("visible", count=device.count(), uuid=name_of(identity))

@@ -10,6 +10,7 @@ import pytest
 from conformance.checks.finding import Result
 from conformance.checks.preflight import Preflight, judge
 from conformance.devices.cuda import HEALTH_FIELDS, IDENTITY_FIELDS, CudaDevice
+from conformance.devices.health import misunderstood
 from conformance.preflight.driver import Ranks, run_task
 from conformance.preflight.worker import Task
 
@@ -30,6 +31,7 @@ GPU = {
     "pcie.link.gen.current": "1",
     "pcie.link.gen.max": "5",
     "pci.bus_id": "00000000:3B:00.0",
+    "memory.used": "4",
     "temperature.gpu": "31",
     "clocks.sm": "345",
     "clocks.max.sm": "1980",
@@ -82,6 +84,7 @@ def test_health_has_every_figure(smi):
     health = CudaDevice().health(0)
     assert set(health) == {*HEALTH_FIELDS, "processes"}
     assert health["processes"] == ""
+    assert misunderstood(health) == []
     assert CudaDevice().health(1)["processes"] == "4711"
 
 
