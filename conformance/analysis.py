@@ -20,6 +20,7 @@ from conformance.internevo.log import Event, RunLog, parse_log
 from conformance.internevo.log.records import CHECKPOINT_SAVED, OVERFLOW
 from conformance.metrics.facts import Facts, gather, updates_at
 from conformance.metrics.loss import Loss, loss_of
+from conformance.metrics.target import held
 from conformance.metrics.throughput import Tflops, Throughput, tflops, throughput
 from conformance.plan import Plan
 from conformance.spec import Workload, all_workloads
@@ -254,7 +255,7 @@ def _analyze(
     )
     exceptions = tuple(event for segment in segments for event in segment.exceptions) + others
     skipped = _skipped_at_end(last)
-    at_target = outcome == "stopped" and not (last.exceptions or skipped) and _held_long_enough(loss, steps)
+    at_target = outcome == "stopped" and not (last.exceptions or skipped) and _held_long_enough(steps, target)
     complete = at_target or complete
     last_step = int(steps["step"].iloc[-1]) if len(steps) else None
     fatal = (*last.exceptions, *others)
@@ -327,11 +328,10 @@ def _outcome(
     return ("unknown", None) if reached is None else ("truncated", False)
 
 
-def _held_long_enough(loss: Loss | None, steps: pd.DataFrame) -> bool:
-    """Whether the window's mean was below the target for as many steps again: a run may stop then."""
-    if loss is None or loss.held_since is None:
-        return False
-    return int(steps["step"].iloc[-1]) - loss.held_since >= loss.window
+def _held_long_enough(steps: pd.DataFrame, target: float | None) -> bool:
+    """Whether the loss was below the target for so long that a run may stop."""
+    series = [steps[name].to_numpy() for name in ("loss", "loss_from_metric") if name in steps]
+    return target is not None and held(target, *series)
 
 
 def _skipped_at_end(last: RunLog) -> int:

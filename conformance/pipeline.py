@@ -25,7 +25,7 @@ from conformance.internevo.config import CHECKPOINT_FOLDER, DATA_FOLDER, render_
 from conformance.internevo.patchfile import PatchFile, apply_patch_files
 from conformance.internevo.source import Source, find_source, require_pinned
 from conformance.internevo.worker import SETTINGS, Settings
-from conformance.judgement import Judgement, curve_of, judge, plan_of
+from conformance.judgement import Judgement, judge, plan_of
 from conformance.launch import telemetry, torchrun
 from conformance.launch.advice import memory_advice
 from conformance.launch.detect import Detector, limits_for
@@ -37,7 +37,7 @@ from conformance.launch.team import Host, Member
 from conformance.plan import Plan
 from conformance.redaction import redact_run
 from conformance.report.build import write_report
-from conformance.watch import Watch, complete_checkpoints, disk_bytes
+from conformance.watch import Watch, complete_checkpoints, disk_bytes, reference_of
 
 # A performance run leaves some MiB of logs; far less than this free is a disk that will be full before the end.
 MIN_FREE_BYTES = 256 << 20
@@ -129,19 +129,17 @@ def run_workload(request: Request, site: Site, watch: Callable[[Plan], Display])
         torchrun.require_free_port(place.port)
     run = evidence.create_run_directory(site.run_dir or _new_run_name(site.reports, request.workload))
     try:
-        _require_space(run, plan)
+        _require_space(run, plan, site.resume)
         display = watch(plan)
-        if plan.workload.kind == "accuracy":
-            interrupt_at = plan.workload.interrupt_at if site.resume is None else None
-            display = Watch(
-                plan,
-                run,
-                display,
-                until_target=site.until_target,
-                curve=curve_of(plan, None),
-                interrupt_at=interrupt_at,
-            )
         patched = _prepare(request, plan, source, site, run)
+        display = Watch(
+            plan,
+            run,
+            display,
+            until_target=site.until_target,
+            curve=reference_of(plan, run),
+            interrupt_at=plan.workload.interrupt_at if site.resume is None else None,
+        )
         with agents(place, run) as agents_failed:
             team = _gather(request, plan, source, site, place, run, agents_failed, display)
             ending = _train(request, plan, patched, site, place, run, team, display)
@@ -374,14 +372,20 @@ def _new_run_name(reports: Path, workload: str) -> Path:
     return reports / f"{stamp}-{workload}"
 
 
-def _require_space(run: Path, plan: Plan) -> None:
-    free, needed = shutil.disk_usage(run).free, MIN_FREE_BYTES + disk_bytes(plan)
-    if free < needed:
-        raise LaunchError(
-            f"The disk that holds {run} has {free >> 20} MiB free; this run needs {needed >> 20} MiB, "
-            f"{disk_bytes(plan) >> 20} MiB of it for checkpoints.",
-            "Free space or choose another --run-dir.",
-        )
+def _require_space(run: Path, plan: Plan, resume: Path | None) -> None:
+    """Refuse a run whose disk would be full before its end; a resumed one's checkpoints lie with the first one's."""
+    held = run if resume is None else (resume / "work" / CHECKPOINT_FOLDER).resolve()
+    places = {run: 0, held: disk_bytes(plan, len(complete_checkpoints(held)))}
+    for place, checkpoints in places.items():
+        if not place.is_dir():
+            continue  # nothing to go on from: that is told when it is looked for
+        free, needed = shutil.disk_usage(place).free, MIN_FREE_BYTES + checkpoints
+        if free < needed:
+            raise LaunchError(
+                f"The disk that holds {place} has {free >> 20} MiB free; this run needs {needed >> 20} MiB more there, "
+                f"{checkpoints >> 20} MiB of it for checkpoints.",
+                "Free space or choose another --run-dir." if place == run else "Free space there.",
+            )
 
 
 def _now() -> str:

@@ -47,13 +47,13 @@ def summary(outcome: Outcome) -> RenderableType:
         ),
     ]
     if judgement.metrics:
-        parts.append(_figures(judgement.metrics))
+        parts.append(_figures(judgement.metrics, plan.workload.loss_target))
     parts.append(_findings(judgement.findings))
     parts.append(_places(outcome))
     return Panel(Group(*parts), title=f"[bold]{plan.workload.name}[/]", border_style=style, padding=(0, 1))
 
 
-def _figures(metrics: Mapping[str, Any]) -> Table:
+def _figures(metrics: Mapping[str, Any], target: float | None) -> Table:
     tgs, tflops, loss = metrics["tgs"], metrics["tflops"], metrics["loss"]
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(justify="right", style="bold")
@@ -69,10 +69,11 @@ def _figures(metrics: Mapping[str, Any]) -> Table:
     table.add_row(
         number(tflops["model"]), "TFLOPS", f"per device, model FLOPs; as InternEvo logs them {number(tflops['logged'])}"
     )
+    below = "" if target is None else f"; target below {target:g}"
     table.add_row(
         number(loss["last"], 4),
         "loss",
-        f"last step; mean of the last {loss['window']}: {number(loss['window_mean'], 4)}",
+        f"last step; mean of the last {loss['window']}: {number(loss['window_mean'], 4)}{below}",
     )
     return table
 

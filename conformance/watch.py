@@ -1,21 +1,25 @@
-"""Watches an accuracy run while it trains: stops it at its target, warns early, removes old checkpoints."""
+"""Watches a run while it trains: stops it at its target, warns early, removes old checkpoints."""
 
 from __future__ import annotations
 
 import math
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from conformance.evidence import DATA, RunDirectory, read_json, segments
 from conformance.internevo.config import CHECKPOINT_FOLDER, STOP_FILE
+from conformance.internevo.log import parse_log
+from conformance.judgement import DUMMY, curve_of, rank_logs
 from conformance.launch.detect import Fault, NodeView, Step
 from conformance.launch.supervise import Display, Interrupted
 from conformance.metrics.curve import STEPS, compare
-from conformance.metrics.loss import MIN_WINDOW, WINDOW
-from conformance.metrics.statistics import Series, mean_interval
+from conformance.metrics.loss import WINDOW
+from conformance.metrics.statistics import Series, variance_inflation
+from conformance.metrics.target import held
 from conformance.plan import Plan
 from conformance.spec.curves import Curve
 
@@ -25,15 +29,17 @@ STOP_MARGIN = 10
 KEPT_CHECKPOINTS = 2
 # bf16 parameters, and in fp32 the optimizer's copy of them and its two moments.
 BYTES_PER_PARAMETER = 2 + 3 * 4
-# Standard deviations below its forecast that a run must still be above the target to be warned of: one false warning in
-# a thousand runs.
+# Standard errors that a forecast must be above the target to be told. They count the noise of the losses alone, not how
+# far the line is from a real curve, so that they are no probability.
 FORECAST_SIGMAS = 3.0
 # Of the losses so far, the share that a forecast rests on: the newest.
 FORECAST_SHARE = 0.5
+# A judge looks at the last two windows, and the window is a fifth of the run at most.
+JUDGED_STEPS = 10 * WINDOW
 
 
-def disk_bytes(plan: Plan) -> int:
-    """Disk that a run's checkpoints take: those that are kept and the one being written.
+def checkpoint_bytes(plan: Plan) -> int:
+    """Size of a checkpoint.
 
     Args:
         plan: What runs.
@@ -41,9 +47,22 @@ def disk_bytes(plan: Plan) -> int:
     Returns:
         Bytes; 0 where no checkpoints are written.
     """
+    return 0 if plan.workload.checkpoint_every is None else plan.parameters * BYTES_PER_PARAMETER
+
+
+def disk_bytes(plan: Plan, kept: int = 0) -> int:
+    """Disk that a run's checkpoints will take: those that are kept and the one being written.
+
+    Args:
+        plan: What runs.
+        kept: Complete checkpoints that lie there already, of the attempt that the run goes on from.
+
+    Returns:
+        Bytes beside these; 0 where no checkpoints are written.
+    """
     if plan.workload.checkpoint_every is None:
         return 0
-    return plan.parameters * BYTES_PER_PARAMETER * (KEPT_CHECKPOINTS + 1)
+    return plan.parameters * BYTES_PER_PARAMETER * (1 + KEPT_CHECKPOINTS - min(kept, KEPT_CHECKPOINTS))
 
 
 def complete_checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -68,46 +87,59 @@ def remove_old_checkpoints(folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def held(losses: Series, target: float) -> bool:
-    """Whether the loss is below the target and has been for a window's length.
+def earlier_steps(run: Path) -> Iterator[Step]:
+    """Read what the earlier attempts of a resumed run logged.
 
     Args:
-        losses: Losses so far, shape (n,).
-        target: Loss to be below.
+        run: Run directory.
+
+    Yields:
+        Their steps in the order in which they were made; a step that two attempts made comes twice.
+    """
+    for attempt in segments(RunDirectory(run)):
+        for name in rank_logs(attempt):
+            with attempt.open(name) as stream:
+                logs = parse_log(stream, name)
+            for log in logs:
+                names = ["step", "loss", "tgs", "loss_from_metric" if "loss_from_metric" in log.steps else "loss"]
+                for step, loss, tgs, mean_loss in log.steps[names].itertuples(index=False):
+                    yield Step(int(step), loss, tgs, mean_loss)
+
+
+def reference_of(plan: Plan, run: Path) -> Curve | None:
+    """Find the curve that the judge will hold a run against.
+
+    Args:
+        plan: What runs.
+        run: Run directory; the fingerprint of the data is recorded in it.
 
     Returns:
-        True where the mean of every one of the last windows, and the upper 95% bound of the newest, is below.
+        The curve; None where there is none.
     """
-    size = min(WINDOW, max(MIN_WINDOW, len(losses) // 5))
-    tail = losses[-2 * size :]
-    if len(tail) < 2 * size:
-        return False
-    means = np.convolve(tail, np.full(size, 1 / size), mode="valid")
-    interval = mean_interval(tail[-size:])
-    return bool((means < target).all()) and interval is not None and interval[1] < target
+    dummy = plan.workload.data == DUMMY
+    return curve_of(plan, DUMMY if dummy else read_json(RunDirectory(run), DATA)["digest"])
 
 
-def forecast(losses: Series, total_steps: int) -> tuple[float, float] | None:
+def forecast(steps: Series, losses: Series, total_steps: int) -> tuple[float, float] | None:
     """Forecast the loss at the last step, from a straight line through the newer losses over the logarithm of the step.
 
-    Loss curves flatten faster than that line, so that it errs on the hopeful side.
-
     Args:
-        losses: Losses from step 0, shape (n,).
+        steps: Steps so far, shape (n,).
+        losses: Their losses, shape (n,).
         total_steps: Steps of the run.
 
     Returns:
-        Forecast and its standard error, in nats/token; None for fewer than 49 losses.
+        Forecast and its standard error, widened for autocorrelation, in nats/token; None for fewer than 49 losses.
     """
     begin = int(len(losses) * (1 - FORECAST_SHARE))
     if len(losses) - begin < 25:
         return None
-    x, y = np.log(np.arange(begin, len(losses)) + 1.0), losses[begin:]
+    x, y = np.log(steps[begin:] + 1.0), losses[begin:]
     slope, level = np.polyfit(x, y, 1)
     rest = y - (slope * x + level)
     distance = math.log(total_steps) - x.mean()
     noise = float(rest.var(ddof=2)) * (1 / len(x) + distance**2 / float(((x - x.mean()) ** 2).sum()))
-    return float(slope * math.log(total_steps) + level), math.sqrt(noise)
+    return float(slope * math.log(total_steps) + level), math.sqrt(noise * variance_inflation(rest))
 
 
 class Watch:
@@ -118,7 +150,7 @@ class Watch:
         run: Run directory.
         display: What shows the run.
         until_target: Whether to stop the run once its loss is below the target and has stayed there.
-        curve: Reference curve of this plan, if there is one.
+        curve: Reference curve of this plan and its data, if there is one.
         interrupt_at: Step after which to end this attempt, as a preemption would; None for never.
     """
 
@@ -134,8 +166,9 @@ class Watch:
     ) -> None:
         self._plan, self._run, self._display = plan, run, display
         self._until_target, self._curve, self._interrupt_at = until_target, curve, interrupt_at
-        self._losses: list[float] = []
-        self._begin: int | None = None
+        self._steps: list[Step] = []
+        for step in earlier_steps(run):
+            self._remember(step)
         self._stop = 0
 
     def waiting(self, missing: Sequence[int], seconds: float) -> None:
@@ -160,8 +193,7 @@ class Watch:
             Interrupted: This attempt is to end here.
         """
         self._display.step(step)
-        self._begin = step.step if self._begin is None else self._begin
-        self._losses.append(step.loss)
+        self._remember(step)
         every = self._plan.workload.checkpoint_every
         if every is not None and step.step % every == every // 2:
             folder = self._run / "work" / CHECKPOINT_FOLDER
@@ -169,15 +201,21 @@ class Watch:
             threading.Thread(target=remove_old_checkpoints, args=(folder,), daemon=True).start()
         if self._until_target:
             self._stop_at_target(step)
-        count = len(self._losses)
-        if count == STEPS or (count > STEPS and count & (count - 1) == 0):
-            self._warn(step)
+        self._warn(step)
         if self._interrupt_at is not None and step.step >= self._interrupt_at:
             raise Interrupted
 
+    def _remember(self, step: Step) -> None:
+        # As the judge merges attempts: from where one goes on, its steps stand for those that were made before.
+        while self._steps and self._steps[-1].step >= step.step:
+            self._steps.pop()
+        self._steps.append(step)
+
     def _stop_at_target(self, step: Step) -> None:
         target = self._plan.workload.loss_target
-        reached = target is not None and held(np.array(self._losses[-10 * WINDOW :]), target)
+        judged = self._steps[-JUDGED_STEPS:]
+        series = np.array([each.loss for each in judged]), np.array([each.mean_loss for each in judged])
+        reached = target is not None and held(target, *series)
         if reached and step.step >= self._stop:  # not yet ordered, or it came too late
             self._order_stop(step.step + 1 + STOP_MARGIN)
         elif not reached and self._stop > step.step + 1:
@@ -192,19 +230,33 @@ class Watch:
 
     def _warn(self, step: Step) -> None:
         """Warn at the end of the curve, and of the target each time that the run has doubled."""
-        losses = np.array(self._losses)
-        if self._begin != 0 or not np.isfinite(losses).all():
+        count = len(self._steps)
+        at_curve, doubled = count == STEPS, count >= STEPS and count & (count - 1) == 0
+        if not (at_curve or doubled):
             return
-        if len(losses) == STEPS and self._curve is not None:
-            found = compare(self._curve, losses[None])
-            if found is not None and found.leaves_at is not None:
-                text = f"The loss left the reference curve at step {found.leaves_at}, by {found.max_deviation:+.1%}"
-                self._tell("off-curve", text, "The device trains differently: see `pytest suites/preflight`.", step)
+        steps = np.array([each.step for each in self._steps], dtype=np.float64)
+        losses = np.array([each.mean_loss for each in self._steps])
+        if not np.isfinite(losses).all():
+            return  # told as such
+        if at_curve and self._curve is not None and steps[-1] == STEPS - 1:
+            self._warn_of_curve(self._curve, losses, step)
         target, total = self._plan.workload.loss_target, self._plan.total_steps
-        expected = forecast(losses, total) if target is not None else None
+        expected = forecast(steps, losses, total) if target is not None else None
         if expected is not None and expected[0] - FORECAST_SIGMAS * expected[1] > (target or 0.0):
             text = f"At this rate the loss will be {expected[0]:.3f} at the last step; the target is below {target}"
             self._tell("off-target", text, "The run goes on; compare its curve with the reference's.", step)
+
+    def _warn_of_curve(self, curve: Curve, losses: Series, step: Step) -> None:
+        # A curve is one of this batch: the same step is the same number of consumed tokens.
+        found = compare(curve, losses[None])
+        if found is None or found.agrees:
+            return
+        text = (
+            f"The loss is not on the reference curve: over the first {found.steps} steps it deviates by "
+            f"{found.relative_rms:.1%} (RMS; bound {found.bound:.1%}), at most by {found.max_deviation:+.1%} from step "
+            f"{found.at_step} on (bound {found.max_bound:.1%})"
+        )
+        self._tell("off-curve", text, "The device trains differently: see `pytest suites/preflight`.", step)
 
     def _tell(self, kind: str, text: str, next_step: str, step: Step) -> None:
         self._display.notice(Fault(kind, f"{text}.", next_step, None, "", None, step.step, 0.0))

@@ -18,7 +18,7 @@ def agrees(found: Comparison | None, why_not: str = "") -> Finding:
     """
     if found is None:
         return Finding("curve-agrees", Result.SKIP, why_not)
-    good = found.relative_rms <= found.bound and abs(found.max_deviation) <= found.max_bound
+    good = found.agrees
     told = (
         f"Over the first {found.steps} steps the loss deviates from the curve of {found.runs} reference runs by "
         f"{found.relative_rms:.2%} (RMS; bound {found.bound:.2%}), at most by {found.max_deviation:+.2%} from step "

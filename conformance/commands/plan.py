@@ -142,6 +142,10 @@ def _text(plan: Plan, floor: Floor | None, assumed: str) -> str:
         seconds = plan.seconds_at(floor.value)
         time = f"{seconds:,.0f} seconds" if seconds < 3600 else f"{seconds / 3600:,.1f} hours"
         rows.append(("time at the floor", f"{time} of training at TGS {floor.value:g} ({floor.status})"))
+    if plan.workload.checkpoint_every is not None:
+        from conformance.watch import disk_bytes
+
+        rows.append(("disk", f"{disk_bytes(plan) / 1e9:,.1f} GB free: two checkpoints are kept while one is written"))
     if plan.workload.loss_target is not None:
         rows.append(("loss", f"must come below {plan.workload.loss_target}"))
     rows += [("reading", f"{reading.id}: {reading.taken}") for reading in plan.workload.readings]

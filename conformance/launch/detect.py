@@ -16,6 +16,7 @@ from conformance.plan import Plan
 
 STEP = re.compile(
     rb"\bstep=(?P<step>\d{1,9}) loss=(?P<loss>[-+.\w]{1,40}) tgs \(tokens/gpu/second\)=(?P<tgs>[-+.\w]{1,40})"
+    rb"(?:[^\n]{0,4000}? loss_from_metric=(?P<mean_loss>[-+.\w]{1,40}))?"
 )
 # A step whose update InternEvo skips gets a line of its own instead, and none of metrics: an overflow, which halves the
 # loss scale, or gradients that are no numbers, which nothing mends.
@@ -98,11 +99,13 @@ class Step:
         step: Index, from 0.
         loss: Loss of the logging rank.
         tgs: Tokens per device and second.
+        mean_loss: Loss over all data-parallel ranks; the logging rank's where the log has none.
     """
 
     step: int
     loss: float
     tgs: float
+    mean_loss: float
 
 
 @dataclass(frozen=True)
@@ -243,7 +246,8 @@ class Detector:
                 self._last_time = now  # no stall: the training goes on
                 continue
             try:
-                steps.append(Step(int(match["step"]), float(match["loss"]), float(match["tgs"])))
+                loss, mean_loss = (float(match[name] or match["loss"]) for name in ("loss", "mean_loss"))
+                steps.append(Step(int(match["step"]), loss, float(match["tgs"]), mean_loss))
             except ValueError:
                 continue
             self._nan_steps = 0 if math.isfinite(steps[-1].loss) else self._nan_steps + 1

@@ -1,4 +1,4 @@
-"""The live line of a run: step, loss, TGS against its floor, time left, and the state of the nodes."""
+"""The live line of a run: step, loss and TGS against target and floor, time left, and the state of the nodes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from conformance.launch.detect import Fault, NodeView, Step
+from conformance.launch.detect import SILENT_SECONDS, Fault, NodeView, Step
 from conformance.plan import Plan
 from conformance.spec.floors import find_floor, load_floors
 
 # Where there is no terminal, a line at most this often.
 PLAIN_INTERVAL_SECONDS = 10.0
-# A node speaks once a second; so long without a word is worth a word.
-SILENT_SECONDS = 5.0
 # More nodes than this in trouble are counted, not listed.
 MAX_LISTED = 4
 
@@ -35,7 +33,7 @@ class LiveProgress:
         self._total = 0
         self._first: tuple[float, int] | None = None
         self._printed = 0.0
-        self._figures = self._floor = self._nodes = ""
+        self._figures = self._target = self._floor = self._nodes = ""
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("[bold]{task.description}"),
@@ -63,6 +61,8 @@ class LiveProgress:
             Itself: what to call for each step, and for the state of the nodes.
         """
         self._total = plan.total_steps
+        target = plan.workload.loss_target
+        self._target = "" if target is None else f" (target {target:g})"
         floor = find_floor(load_floors(), plan.workload.name, "tgs", None)
         self._floor = "" if floor is None else f" (floor {floor.value:,.0f})"
         self._show(f"{plan.cards} ranks starting: imports, data, model", 0)
@@ -110,7 +110,8 @@ class LiveProgress:
         now = time.monotonic()
         self._first = self._first or (now, step.step)
         left = self._seconds_left(now, step.step)
-        figures = f"step {step.step}  loss {step.loss:.4f}  TGS {step.tgs:,.0f}{self._floor}  left {left}"
+        loss = f"loss {step.loss:.4f}{self._target}"
+        figures = f"step {step.step}  {loss}  TGS {step.tgs:,.0f}{self._floor}  left {left}"
         self._show(figures, step.step + 1, self._is_due() or step.step + 1 >= self._total)
 
     def _is_due(self) -> bool:

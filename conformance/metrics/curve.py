@@ -49,6 +49,11 @@ class Comparison:
     detectable: float
     points: tuple[tuple[int, float, float, float], ...]
 
+    @property
+    def agrees(self) -> bool:
+        """Whether both are within their bounds; not so where one is undefined."""
+        return self.relative_rms <= self.bound and abs(self.max_deviation) <= self.max_bound
+
 
 def compare(curve: Curve, losses: Matrix) -> Comparison | None:
     """Compare runs with a curve.

@@ -1,16 +1,32 @@
 """The watch over a run: it stops at the target, warns, interrupts, and removes old checkpoints."""
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from conformance.launch.detect import Step
+from conformance.internevo.log import parse_log
+from conformance.launch.detect import Detector, Limits, Step
 from conformance.launch.supervise import Interrupted
+from conformance.metrics.target import held
 from conformance.plan import Topology, make_plan
 from conformance.spec import load_workload
 from conformance.spec.curves import Curve
-from conformance.watch import STOP_MARGIN, Watch, disk_bytes, forecast, held, remove_old_checkpoints
+from conformance.watch import (
+    STOP_MARGIN,
+    Watch,
+    disk_bytes,
+    earlier_steps,
+    forecast,
+    reference_of,
+    remove_old_checkpoints,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+RESUMED = ROOT / "fixtures" / "tiny-accuracy-run"
 
 TINY = make_plan(load_workload("tiny-accuracy"), Topology(1, 2))
 LONG = replace(TINY, total_steps=2000)
@@ -34,7 +50,7 @@ class Shown:
 
 def feed(watch, losses, first=0):
     for number, loss in enumerate(losses, first):
-        watch.step(Step(number, float(loss), 100.0))
+        watch.step(Step(number, float(loss), 100.0, float(loss)))
 
 
 @pytest.fixture
@@ -83,24 +99,133 @@ def test_it_does_not_stop_unasked(run):
     assert stop_of(run) is None
 
 
+def write_segment(run, number, losses, first=0, means=None):
+    """What an earlier attempt leaves in the run that resumes it."""
+    folder = run / f"logs/segment{number}/node0"
+    folder.mkdir(parents=True)
+    means = losses if means is None else means
+    lines = [
+        f"2026-01-01 00:00:00,000\tINFO t.py:1 in f -- tflops=1.0 step={step} loss={loss} "
+        f"tgs (tokens/gpu/second)=100.5 loss_from_metric={mean} \n"
+        for step, (loss, mean) in enumerate(zip(losses, means, strict=True), first)
+    ]
+    (folder / "rank0.log").write_text("".join(lines))
+    (folder / "rank1.log").write_text("nothing of interest\n")
+
+
+def test_a_resumed_run_is_stopped_by_all_of_its_losses(run):
+    write_segment(run, 0, noisy(TARGET - 0.2, 600))
+    watch = Watch(LONG, run, Shown(), until_target=True)
+    feed(watch, noisy(TARGET - 0.2, 5), 500)
+    assert stop_of(run) == 501 + STOP_MARGIN  # it was held before the resumption, and still is
+
+
+def test_a_resumed_run_is_not_stopped_while_its_window_reaches_back_above(run):
+    write_segment(run, 0, noisy(TARGET + 0.5, 600))
+    watch = Watch(LONG, run, Shown(), until_target=True)
+    feed(watch, noisy(TARGET - 0.2, 100), 600)
+    assert stop_of(run) is None  # a window of this attempt alone would have 20 steps
+
+
+def test_the_loss_over_all_ranks_must_be_below_too(run):
+    watch = Watch(LONG, run, Shown(), until_target=True)
+    for number, loss in enumerate(noisy(TARGET - 0.2, 100)):
+        watch.step(Step(number, float(loss), 100.0, TARGET + 0.1))
+    assert stop_of(run) is None
+
+
+def test_what_earlier_attempts_logged_is_read_in_their_order(run):
+    write_segment(run, 0, [1.0, 2.0, 3.0], means=[1.5, 2.5, 3.5])
+    write_segment(run, 1, [4.0, 5.0], first=2)
+    assert [(step.step, step.loss, step.mean_loss) for step in earlier_steps(run)] == [
+        (0, 1.0, 1.5),
+        (1, 2.0, 2.5),
+        (2, 3.0, 3.5),
+        (2, 4.0, 4.0),
+        (3, 5.0, 5.0),
+    ]
+
+
 def test_held_wants_the_upper_bound_below():
-    assert held(np.full(40, 1.0) + noisy(0, 40), 1.1)
-    assert not held(np.full(40, 1.0) + noisy(0, 40), 1.001)
-    assert not held(np.array([1.0, np.nan] * 20), 1.1)
-    assert not held(np.full(19, 1.0), 1.1)
+    assert held(1.1, np.full(40, 1.0) + noisy(0, 40))
+    assert not held(1.001, np.full(40, 1.0) + noisy(0, 40))
+    assert not held(1.1, np.array([1.0, np.nan] * 20))
+    assert not held(1.1, np.full(19, 1.0))
+    assert not held(1.1, np.array([]))
+    assert not held(1.1, np.full(40, 1.0), np.full(40, 1.2))
 
 
-def curve_of(losses):
+def test_held_wants_every_mean_of_a_window_s_length():
+    losses = np.full(40, 1.0) + noisy(0, 40)
+    losses[-19] = 3.0  # in windows that end within the last ten steps
+    assert not held(1.1, losses)
+    losses[-19], losses[-21] = 1.0, 3.0  # in none
+    assert held(1.1, losses)
+
+
+def made_up(losses):
     runs = tuple(tuple((losses * (1 + noisy(0, 100, seed) / 10)).tolist()) for seed in range(5))
     return Curve("tiny-accuracy", 2, 100, 1024, "dummy", tuple(range(5)), runs, "made up")
 
 
-def test_a_run_off_its_curve_is_warned_of_at_step_100(run):
-    losses = 5 + 5 * np.exp(-np.arange(100) / 20)
-    for factor, expected in ((1.0, []), (1.1, ["off-curve"])):
+DESCENT = 5 + 5 * np.exp(-np.arange(100) / 20)
+# Within the bound of the largest block, beyond that of the root mean square: a deviation that stays.
+STAYING = np.where(np.arange(100) < 20, 1.0, 1.006)
+
+
+@pytest.mark.parametrize(
+    ("factor", "told"), [(1.0, False), (1.1, True), (STAYING, True)], ids=["on", "off", "stays off"]
+)
+def test_a_run_off_its_curve_is_warned_of_at_step_100(run, factor, told):
+    shown = Shown()
+    feed(Watch(TINY, run, shown, curve=made_up(DESCENT)), DESCENT * factor)
+    assert [fault.kind for fault in shown.notices if fault.kind == "off-curve"] == ["off-curve"] * told
+
+
+def test_a_resumed_run_is_warned_of_too(run):
+    write_segment(run, 0, DESCENT[:66] * 1.1)
+    shown = Shown()
+    feed(Watch(TINY, run, shown, curve=made_up(DESCENT)), DESCENT[60:] * 1.1, 60)
+    assert "off-curve" in {fault.kind for fault in shown.notices}
+
+
+def test_only_the_loss_over_all_ranks_is_held_against_the_curve(run):
+    shown = Shown()
+    watch = Watch(TINY, run, shown, curve=made_up(DESCENT))
+    for step, loss in enumerate(DESCENT):
+        watch.step(Step(step, float(loss) * 1.1, 100.0, float(loss)))
+    assert shown.notices == []
+
+
+def test_a_real_honest_run_that_was_resumed_is_not_warned_of(run):
+    """As the supervisor reads its log; its rank's own loss would be off the curve."""
+    shutil.copytree(RESUMED / "logs/segment0", run / "logs/segment0")
+    (run / "environment").mkdir()
+    shutil.copy(RESUMED / "environment/data.json", run / "environment")
+    shown = Shown()
+    curve = reference_of(TINY, run)
+    assert curve is not None
+    watch = Watch(TINY, run, shown, curve=curve)
+    name = "logs/node0/rank0.log"
+    for step in Detector(2, 100, Limits(), started=0.0).feed(name, (RESUMED / name).read_bytes(), now=1.0):
+        watch.step(step)
+    assert (len(shown.steps), shown.notices) == (40, [])
+
+
+def test_a_run_on_other_data_has_no_curve(run):
+    (run / "environment").mkdir()
+    digest = json.loads((RESUMED / "environment/data.json").read_text())
+    (run / "environment/data.json").write_text(json.dumps({**digest, "digest": "f" * 64}))
+    assert reference_of(TINY, run) is None
+
+
+def test_a_performance_run_is_warned_of_too(run):
+    plan = make_plan(load_workload("slice-7b-perf"), Topology(1, 1), {"num_layers": 6, "total_steps": 100})
+    curve = reference_of(plan, run)
+    for factor, expected in ((1.0, []), (1.3, ["off-curve"])):
         shown = Shown()
-        feed(Watch(TINY, run, shown, curve=curve_of(losses)), losses * factor)
-        assert [fault.kind for fault in shown.notices if fault.kind == "off-curve"] == expected
+        feed(Watch(plan, run, shown, curve=curve), np.array(curve.losses[0]) * factor)
+        assert [fault.kind for fault in shown.notices] == expected
 
 
 def test_a_run_that_will_not_make_it_is_warned_of_and_goes_on(run):
@@ -114,10 +239,30 @@ def test_a_run_that_will_not_make_it_is_warned_of_and_goes_on(run):
 
 
 def test_a_forecast_is_within_its_error():
-    line = 8 - 0.5 * np.log(np.arange(1000) + 1)
-    value, error = forecast(line + noisy(0, 1000), 4000)
+    steps = np.arange(1000)
+    line = 8 - 0.5 * np.log(steps + 1)
+    value, error = forecast(steps, line + noisy(0, 1000), 4000)
     assert abs(value - (8 - 0.5 * np.log(4000))) < 4 * error < 0.2
-    assert forecast(line[:48], 4000) is None
+    assert forecast(steps[:48], line[:48], 4000) is None
+
+
+def real_losses():
+    """An accuracy run of 400 steps on an H200, which ends at a mean loss of 3.20."""
+    path = ROOT / "reference_logs/h200-120m-resumed-v0.3.1.log"
+    with path.open("rb") as stream:
+        first, second = (log.steps for log in parse_log(stream, path.name))
+    whole = [*first[first["step"] < second["step"].iloc[0]]["loss"], *second["loss"]]
+    assert len(whole) == 400
+    return whole
+
+
+@pytest.mark.parametrize(("target", "told"), [(3.25, set()), (2.6, {"off-target"})], ids=["reached", "far off"])
+def test_what_a_real_run_is_warned_of(run, target, told):
+    plan = make_plan(load_workload("slice-120m-accuracy"), Topology(1, 1), {})
+    plan = replace(plan, total_steps=400, workload=replace(plan.workload, loss_target=target))
+    shown = Shown()
+    feed(Watch(plan, run, shown), real_losses())
+    assert {fault.kind for fault in shown.notices} == told
 
 
 def test_it_ends_an_attempt_where_it_is_told_to(run):
@@ -142,4 +287,6 @@ def test_disk_needed():
     # Of the 7B model one checkpoint is 7.24e9 x 14 bytes.
     seven = make_plan(load_workload("llama2-7b-accuracy"), Topology(8, 8))
     assert disk_bytes(seven) == 7_241_732_096 * 14 * 3
+    # A resumed run has those that are kept already, and writes one more.
+    assert [disk_bytes(seven, kept) for kept in (1, 2, 5)] == [7_241_732_096 * 14 * n for n in (2, 1, 1)]
     assert disk_bytes(make_plan(load_workload("tiny-perf"), Topology(1, 2))) == 0

@@ -1,5 +1,6 @@
 """Faults are named from log bytes, node views and a clock alone; each has the run without it beside it."""
 
+import math
 import signal
 
 import pytest
@@ -236,7 +237,17 @@ def test_steps_do_not_depend_on_how_the_bytes_were_cut(cuts):
     for cut in [*cuts, len(text)]:
         seen += detector.feed(RANK0, text[at : at + cut], now=1.0)
         at += cut
-    assert seen == [Step(step, 2.5, 100.5) for step in range(8)]
+    assert seen == [Step(step, 2.5, 100.5, 2.5) for step in range(8)]
+
+
+def test_a_step_has_the_loss_over_all_ranks_where_the_line_has_it():
+    detector = Detector(1, 100, LIMITS, started=0.0)
+    with_mean = line(0).replace(b" \n", b" acc/en=0.1 loss_from_metric=2.25 loss/en=2.75 \n")
+    undefined = line(1).replace(b" \n", b" loss_from_metric=nan \n")
+    first, second, third = detector.feed(RANK0, with_mean + undefined + line(2), now=1.0)
+    assert (first.loss, first.mean_loss) == (2.5, 2.25)
+    assert (second.loss, math.isnan(second.mean_loss)) == (2.5, True)
+    assert third.mean_loss == 2.5  # the next line's is not taken for it
 
 
 @given(st.binary(max_size=300))

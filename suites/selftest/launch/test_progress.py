@@ -30,7 +30,7 @@ def shown(plan, terminal, act):
 def test_a_log_file_gets_a_line_now_and_then_and_the_last(plan):
     def act(display):
         for step in range(plan.total_steps):
-            display.step(Step(step, 2.5, 1234.5))
+            display.step(Step(step, 2.5, 1234.5, 2.5))
 
     lines = shown(plan, False, act).splitlines()
     assert "2 ranks starting" in lines[0]
@@ -40,7 +40,7 @@ def test_a_log_file_gets_a_line_now_and_then_and_the_last(plan):
 
 
 def test_a_terminal_gets_one_line_that_vanishes(plan):
-    text = shown(plan, True, lambda display: display.step(Step(3, 2.5, 1234.5)))
+    text = shown(plan, True, lambda display: display.step(Step(3, 2.5, 1234.5, 2.5)))
     assert "step 3  loss 2.5000" in text
     assert text.endswith("\x1b[2K") or "\x1b[2K" in text
 
@@ -95,5 +95,10 @@ def test_a_slow_rank_is_told_in_a_line_that_stays(plan):
 def test_the_floor_stands_beside_the_speed():
     plan = make_plan(load_workload("llama2-7b-perf"), Topology(4, 8))
     floor = find_floor(load_floors(), "llama2-7b-perf", "tgs", None)
-    text = shown(plan, True, lambda display: display.step(Step(3, 2.5, 1234.5)))
+    text = shown(plan, True, lambda display: display.step(Step(3, 2.5, 1234.5, 2.5)))
     assert ("(floor " in text) is (floor is not None)
+
+
+def test_the_target_stands_beside_the_loss():
+    plan = make_plan(load_workload("llama2-7b-accuracy"), Topology(8, 8))
+    assert "loss 2.5000 (target 1.716)" in shown(plan, True, lambda display: display.step(Step(3, 2.5, 1234.5, 2.5)))

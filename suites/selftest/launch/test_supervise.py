@@ -71,7 +71,7 @@ def rank_program(run, steps, then="", pause=0.2):
 def test_steps_are_reported_and_the_exit_code_is_kept(run, watch, display):
     ending = watch(rank_program(run, 3, "raise SystemExit(7)"))
     assert [step.step for step in display.steps] == [0, 1, 2]
-    assert display.steps[0] == Step(0, 2.5, 100.5)
+    assert display.steps[0] == Step(0, 2.5, 100.5, 2.5)
     assert display.views[0].exit_code == 7
     assert (ending.exit_code, ending.interrupted, ending.left_over) == (7, False, 0)
     assert ending.fault.kind == "node-ended"
