@@ -57,7 +57,8 @@ def find_place(
         node_rank: --node-rank.
         master_addr: --master-addr.
         master_port: --master-port.
-        environ: Environment variables. Under Kubernetes' PyTorchJob RANK counts pods, and WORLD_SIZE is their number.
+        environ: Environment variables. Kubernetes' PyTorchJob sets RANK to the index of the pod and, if new enough,
+            PET_NODE_RANK too; WORLD_SIZE counts pods, or processes where the job says nprocPerNode.
 
     Returns:
         The place.
@@ -66,20 +67,22 @@ def find_place(
         LaunchError: Something is missing, or contradicts the rest.
     """
     launcher = launcher or _usual_launcher(nodes, environ)
+    if nodes == 1 and node_rank:
+        raise LaunchError(f"--node-rank {node_rank} is not the index of one node.", "Give --nodes on every node too.")
     if nodes == 1 or launcher == "local":
         return Place(launcher, nodes, 0, "127.0.0.1", _free_pair() if master_port is None else master_port)
     if launcher == "slurm":
         return _slurm_place(nodes, master_port, environ)
     rank = _node_rank(nodes, environ) if node_rank is None else node_rank
-    address = master_addr or environ.get("MASTER_ADDR")
+    address = master_addr or environ.get("PET_MASTER_ADDR") or environ.get("MASTER_ADDR")
     if not address:
         raise LaunchError(
             f"--nodes {nodes} needs the address of node 0.", "Give --master-addr, or set MASTER_ADDR, on every node."
         )
     if not 0 <= rank < nodes:
         raise LaunchError(f"This node's index is {rank}; expected 0 to {nodes - 1} with --nodes {nodes}.")
-    port = _number("MASTER_PORT", environ) if master_port is None else master_port
-    return Place(launcher, nodes, rank, address, DEFAULT_PORT if port is None else port)
+    ports = (master_port, _number("PET_MASTER_PORT", environ), _number("MASTER_PORT", environ), DEFAULT_PORT)
+    return Place(launcher, nodes, rank, address, next(port for port in ports if port is not None))
 
 
 def _usual_launcher(nodes: int, environ: Mapping[str, str]) -> str:
@@ -89,7 +92,7 @@ def _usual_launcher(nodes: int, environ: Mapping[str, str]) -> str:
 
 
 def _node_rank(nodes: int, environ: Mapping[str, str]) -> int:
-    for name in ("NODE_RANK", "GROUP_RANK", "RANK"):
+    for name in ("NODE_RANK", "GROUP_RANK", "PET_NODE_RANK", "RANK"):
         rank = _number(name, environ)
         if rank is None:
             continue
@@ -135,6 +138,26 @@ def _free_pair() -> int:
     raise LaunchError("No two free ports in a row were found on this machine.", "Give --master-port.")
 
 
+def agent_commands(place: Place, run: Path) -> list[list[str]]:
+    """What starts the other nodes.
+
+    Args:
+        place: This process's place.
+        run: Run directory, visible on every node that Slurm starts.
+
+    Returns:
+        Commands; none where the user starts each node.
+    """
+    program = [sys.executable, "-m", "conformance.launch.follow"]
+    port = str(place.port + 1)
+    if place.launcher == "local":
+        return [[*program, "127.0.0.1", port, str(node), str(run)] for node in range(1, place.nodes)]
+    if place.launcher == "slurm" and place.nodes > 1:
+        step = ["srun", f"--nodes={place.nodes}", f"--ntasks={place.nodes}", "--ntasks-per-node=1", "--cpu-bind=none"]
+        return [[*step, *program, os.uname().nodename, port, "slurm", str(run)]]
+    return []
+
+
 @contextlib.contextmanager
 def agents(place: Place, run: Path) -> Iterator[Callable[[], str]]:
     """Start what takes part on the other nodes, where this launcher does that, and see it gone afterwards.
@@ -146,15 +169,7 @@ def agents(place: Place, run: Path) -> Iterator[Callable[[], str]]:
     Yields:
         What tells why a started agent ended early; empty while none has.
     """
-    program = [sys.executable, "-m", "conformance.launch.follow"]
-    port = str(place.port + 1)
-    if place.launcher == "local":
-        commands = [[*program, "127.0.0.1", port, str(node), str(run)] for node in range(1, place.nodes)]
-    elif place.launcher == "slurm" and place.nodes > 1:
-        step = ["srun", f"--nodes={place.nodes}", f"--ntasks={place.nodes}", "--ntasks-per-node=1", "--cpu-bind=none"]
-        commands = [[*step, *program, os.uname().nodename, port, "slurm", str(run)]]
-    else:
-        commands = []
+    commands = agent_commands(place, run)
     output = run / "work" / "agents.log"
     mark = torchrun.mark(run, "agents")
     watch = guard(mark) if commands else None

@@ -14,12 +14,18 @@ from conformance.errors import LaunchError
 
 # Names that say how a run was done; everything else may hold secrets and stays out of the evidence.
 RECORDED_PREFIXES = (
-    "ASCEND_", "BCCL_", "BKCL_", "CNCL_", "CUDA_", "ECCL_", "FI_", "GLOO_", "HCCL_", "HIP_", "KMP_", "MACA_", "MCCL_",
-    "MLU_", "MUSA_", "NCCL_", "OMP_", "PYTORCH_", "ROCR_", "SUPA_", "TORCH_", "TOPS_", "XPU_",
+    "ASCEND_", "BCCL_", "BKCL_", "CNCL_", "CUDA_", "DIPU_", "ECCL_", "FI_", "GLOO_", "HABANA_", "HCCL_", "HIP_", "HSA_",
+    "KMP_", "MACA_", "MCCL_", "MLU_", "MUSA_", "NCCL_", "NPU_", "OMP_", "PYTORCH_", "ROCR_", "SUPA_", "TORCH_", "TOPS_",
+    "TRITON_", "UCX_", "XPU_",
 )  # fmt: skip
 # Settings of these names' kind have no business in a public report, whatever they begin with.
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH", re.I)
-RECORDED_NAMES = ("CUBLAS_WORKSPACE_CONFIG", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "RANK", "WORLD_SIZE")
+RECORDED_NAMES = (
+    "CUBLAS_WORKSPACE_CONFIG", "LD_PRELOAD", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "NVIDIA_TF32_OVERRIDE",
+    "PET_NODE_RANK", "RANK", "WORLD_SIZE",
+)  # fmt: skip
+# torchrun takes any of its options from a variable of this family: restarts, another rendezvous.
+TORCHRUN_OPTIONS = "PET_"
 # Set on every process that a run starts, so that it can find its own, whatever became of their parents.
 RUN_MARK = "CONFORMANCE_RUN"
 
@@ -84,9 +90,10 @@ def environment(run: Path, node_rank: int = 0) -> dict[str, str]:
         node_rank: Index of the node.
 
     Returns:
-        This process's environment, and the mark.
+        This process's environment, without what would be options to torchrun beside the recorded ones; and the mark.
     """
-    return {**os.environ, RUN_MARK: mark(run, node_rank)}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(TORCHRUN_OPTIONS)}
+    return {**kept, RUN_MARK: mark(run, node_rank)}
 
 
 def mark(run: Path, node_rank: int | str) -> str:

@@ -5,6 +5,7 @@ import time
 import pytest
 
 from conformance.errors import LaunchError
+from conformance.launch import torchrun
 from conformance.launch.launcher import DEFAULT_PORT, agents, find_place
 
 
@@ -26,6 +27,29 @@ def test_the_environment_of_the_benchmarks_own_command(name):
 def test_the_environment_of_a_pytorchjob():
     environ = {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "job-master-0", "MASTER_PORT": "23456"}
     assert place(4, environ) == ("torchrun", 3, "job-master-0", 23456)
+
+
+# As the training operator 1.8 sets them for 4 pods with nprocPerNode: "8".
+ELASTIC = {
+    "MASTER_ADDR": "job-master-0", "MASTER_PORT": "23456", "WORLD_SIZE": "32", "RANK": "1",
+    "PET_MASTER_ADDR": "job-master-0", "PET_MASTER_PORT": "23456", "PET_NPROC_PER_NODE": "8", "PET_NNODES": "4",
+    "PET_NODE_RANK": "1",
+}  # fmt: skip
+
+
+def test_the_environment_of_a_pytorchjob_that_counts_processes():
+    assert place(4, ELASTIC) == ("torchrun", 1, "job-master-0", 23456)
+    assert place(4, {name: value for name, value in ELASTIC.items() if not name.startswith("MASTER_")})[2:] == (
+        "job-master-0", 23456,
+    )  # fmt: skip
+
+
+def test_no_variable_of_torchruns_own_options_reaches_it(monkeypatch, tmp_path):
+    for name, value in {**ELASTIC, "PET_MAX_RESTARTS": "3", "PET_RDZV_BACKEND": "etcd"}.items():
+        monkeypatch.setenv(name, value)
+    given = torchrun.environment(tmp_path)
+    assert [name for name in given if name.startswith("PET_")] == []
+    assert given["RANK"] == "1"
 
 
 def test_options_come_before_the_environment():
@@ -67,6 +91,12 @@ def test_a_pytest_on_every_node_under_srun_is_torchruns_way():
 def test_what_is_missing_or_contradicts_itself_is_a_sentence(environ, options, said):
     with pytest.raises(LaunchError, match=said):
         place(4, environ, **options)
+
+
+def test_the_index_of_one_node_of_several_is_not_taken_for_a_run_on_one():
+    with pytest.raises(LaunchError, match="--node-rank 3 is not the index of one node"):
+        place(1, node_rank=3)
+    assert place(1, node_rank=0)[1] == 0
 
 
 @pytest.fixture
