@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from conformance import evidence, strictjson
+from conformance import evidence
 from conformance.bundle import archive, submission, system
 from conformance.errors import EvidenceError
 from conformance.evidence import RunDirectory
@@ -113,7 +113,7 @@ def submit(
     reports = read_reports(runs)
     facts = system.complete(given, [report.predicate for report in reports.values()])
     members: dict[str, Path | bytes] = {
-        submission.SYSTEM: strictjson.dumps(facts) + b"\n",
+        submission.SYSTEM: submission.system_file(facts),
         evidence.SIGNER: keys.public_pem(key.public_key()),
     }
     digests = {name: _sha256(content) for name, content in members.items()}
@@ -133,6 +133,8 @@ def submit(
     }
     payload = statement.build(predicate, digests, SUBMISSION)
     submitted = submission.load(payload)
+    if wrong := submission.contradictions(submitted, reports):  # what no verifier would take is not written
+        raise EvidenceError(f"The submission contradicts its runs: {'; '.join(wrong)}.", "Submit them apart.")
     members[submission.STATEMENT] = dsse.sign(payload, statement.PAYLOAD_TYPE, [key])
     return archive.write_bundle(output, members), submitted
 

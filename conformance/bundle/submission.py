@@ -11,9 +11,11 @@ All that the statement says follows from the runs' reports and system.json, so t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from conformance import strictjson
 from conformance.bundle import system
 from conformance.errors import EvidenceError, SignatureError
 from conformance.evidence import CHALLENGE, REPORT, SIGNER
@@ -38,9 +40,11 @@ def load(payload: bytes) -> Statement:
         The statement; its runs and its subjects fit each other.
 
     Raises:
-        SignatureError: Not strict JSON, against the schema, or its runs and subjects contradict each other.
+        SignatureError: Not strict JSON, against its schema or the system's, or its runs and subjects contradict each
+            other.
     """
     submitted = statement.load(payload, SUBMISSION)
+    system.check(submitted.predicate["system"])
     runs = [run["name"] for run in submitted.predicate["runs"]]
     if runs != sorted(set(runs)):
         raise SignatureError("The submission is refused: its runs are not in strictly ascending order of names.")
@@ -54,6 +58,18 @@ def load(payload: bytes) -> Statement:
     if strange:
         raise SignatureError(f"The submission is refused: {quoted(strange[0])} belongs to none of its runs.")
     return submitted
+
+
+def system_file(facts: Mapping[str, Any]) -> bytes:
+    """The one spelling of system.json.
+
+    Args:
+        facts: The description of the system.
+
+    Returns:
+        Its content.
+    """
+    return strictjson.dumps(dict(facts), what="The system description") + b"\n"
 
 
 def describe(vendor: str, facts: Mapping[str, Any], reports: Mapping[str, Statement]) -> dict[str, Any]:
@@ -163,16 +179,25 @@ def _identity(device: Mapping[str, Any]) -> str:
 
 
 def contradictions(submitted: Statement, reports: Mapping[str, Statement]) -> list[str]:
-    """Where a submission says something else than its runs' reports do.
+    """Where a submission says something else than its files and its runs' reports do.
 
     Args:
-        submitted: The submission.
+        submitted: The submission; its files have the digests that it signs.
         reports: The reports of its runs, each verified, by the name of the run.
 
     Returns:
         A phrase for each; also for a system description that the evidence refutes.
+
+    Raises:
+        EvidenceError: The runs answer different challenges.
     """
-    said = submitted.predicate
+    said, subjects = submitted.predicate, submitted.subjects
     again = describe(said["vendor"], said["system"], reports)
-    differing = [f"its {name} is not what the runs' reports say" for name in sorted(again) if again[name] != said[name]]
-    return differing + system.contradictions(said["system"], [report.predicate for report in reports.values()])
+    found = [f"its {name} is not what the runs' reports say" for name in sorted(again) if again[name] != said[name]]
+    if subjects[SYSTEM] != hashlib.sha256(system_file(said["system"])).hexdigest():
+        found.append(f"its {SYSTEM} is not the system that it describes")
+    answered = {name: report.subjects[CHALLENGE] for name, report in reports.items() if CHALLENGE in report.subjects}
+    other = sorted(name for name, digest in answered.items() if digest != subjects.get(CHALLENGE))
+    if other:
+        found.append(f"its {CHALLENGE} is not the one that {other[0]} answered")
+    return found + system.contradictions(said["system"], [report.predicate for report in reports.values()])

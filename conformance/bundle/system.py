@@ -37,56 +37,67 @@ class Field:
     Args:
         name: Its name in system.json.
         asks: What it says, for the person who fills it in.
-        told: What each report's evidence says of it; no values where it is silent. None where evidence cannot tell.
+        told: What each report's evidence says of it; only texts and numbers count. None where evidence cannot tell.
         tolerance: How far a stated number may lie from the evidence's, relative to it.
     """
 
     name: str
     asks: str
-    told: Callable[[Predicate], Sequence[str | int | float | None]] | None = None
+    told: Callable[[Predicate], Sequence[object]] | None = None
     tolerance: float = 0.0
 
 
-def _hosts(report: Predicate) -> Sequence[Mapping[str, Any]]:
-    hosts: Sequence[Mapping[str, Any]] = report["environment"].get("hosts", [])
-    return hosts
+# A report's schema leaves open what stands in these places, and its maker may have written anything there.
+def _objects(value: object) -> list[Mapping[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
-def _host(name: str) -> Callable[[Predicate], list[str | int | float | None]]:
+def _hosts(report: Predicate) -> list[Mapping[str, Any]]:
+    return _objects(report["environment"].get("hosts"))
+
+
+def _host(name: str) -> Callable[[Predicate], list[object]]:
     return lambda report: [host.get(name) for host in _hosts(report)]
 
 
-def _device(name: str) -> Callable[[Predicate], list[str | int | float | None]]:
+def _device(name: str) -> Callable[[Predicate], list[object]]:
     return lambda report: [device.get(name) for device in report["devices"]]
 
 
-def _memory(report: Predicate) -> list[float]:
-    return [round(host["memory_bytes"] / GIB, 1) for host in _hosts(report) if "memory_bytes" in host]
+def _plan(name: str) -> Callable[[Predicate], list[object]]:
+    return lambda report: [report["plan"].get(name)]
 
 
-def _accelerators(report: Predicate) -> list[str]:
+def _memory(report: Predicate) -> list[object]:
+    found = [host.get("memory_bytes") for host in _hosts(report)]
+    return [round(value / GIB, 1) for value in found if isinstance(value, int | float)]
+
+
+def _accelerators(report: Predicate) -> list[object]:
     return [device_name(device["vendor"], device["model"]) for device in report["devices"]]
 
 
-def _ports(report: Predicate) -> list[str]:
-    return [", ".join(port["rate"] for port in host["rdma_ports"]) for host in _hosts(report) if host.get("rdma_ports")]
+def _ports(report: Predicate) -> list[object]:
+    ports = [_objects(host.get("rdma_ports")) for host in _hosts(report)]
+    return [", ".join(str(port.get("rate", "?")) for port in of_host) for of_host in ports]
+
+
+def _torch(report: Predicate) -> list[object]:
+    packages = report["environment"].get("packages")
+    return [packages.get("torch")] if isinstance(packages, dict) else []
 
 
 FIELDS = (
     Field("system_name", "name under which the system is known"),
     Field("availability", 'may others have it: "available", "preview" (announced) or "research"'),
-    Field("nodes", "number of nodes that took part", lambda report: [report["plan"]["nodes"]]),
+    Field("nodes", "number of nodes that took part", _plan("nodes")),
     Field("processor", "model of the host processors", _host("processor")),
     Field("processors_per_node", "processor sockets of a node", _host("processors")),
     Field("cores_per_node", "processor cores of a node, all sockets together", _host("cores")),
     Field("memory_gib_per_node", "memory of a node, in GiB", _memory, MEMORY_TOLERANCE),
     Field("storage", "kind and size of the storage that holds data and run folders"),
     Field("accelerator", "vendor and model of the accelerator", _accelerators),
-    Field(
-        "accelerators_per_node",
-        "accelerators that took part on each node",
-        lambda report: [report["plan"]["devices_per_node"]],
-    ),
+    Field("accelerators_per_node", "accelerators that took part on each node", _plan("devices_per_node")),
     Field("accelerator_memory", "memory of one accelerator, with its kind and unit", _device("memory")),
     Field("accelerator_interconnect", "what connects the accelerators of a node, with its bandwidth"),
     Field("driver", "version of the accelerator's driver", _device("driver")),
@@ -98,11 +109,7 @@ FIELDS = (
     Field("cooling", 'how the nodes are cooled: "air", "liquid" or in words'),
     Field("operating_system", "operating system of the nodes, with its version", _host("system")),
     Field("kernel", "version of the kernel", _host("kernel")),
-    Field(
-        "framework",
-        "version of PyTorch",
-        lambda report: [report["environment"].get("packages", {}).get("torch")],
-    ),
+    Field("framework", "version of PyTorch", _torch),
 )  # fmt: skip
 
 
@@ -118,12 +125,13 @@ def facts(reports: Sequence[Predicate]) -> dict[str, str | int | float]:
     """
     known: dict[str, str | int | float] = {}
     for field in FIELDS:
-        told = {value for report in reports for value in (field.told(report) if field.told else ()) if value}
-        numbers = [value for value in told if not isinstance(value, str)]
+        told = [value for report in reports for value in (field.told(report) if field.told else ()) if value]
+        numbers = [value for value in told if isinstance(value, int | float) and not isinstance(value, bool)]
+        texts = {value for value in told if isinstance(value, str)}
         if numbers:
             known[field.name] = max(numbers)
-        elif told:
-            known[field.name] = " | ".join(sorted(str(value) for value in told))
+        elif texts:
+            known[field.name] = " | ".join(sorted(texts))
     return known
 
 

@@ -30,6 +30,8 @@ from conformance.report.statement import Statement
 RELATIVE_TOLERANCE = 1e-9
 
 MAX_PUBLIC_KEY_BYTES = 4096
+# What reading a file that only the suite writes ends in, where somebody edited it; no reader can list its faults.
+SPOILED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 # A report that differs in more places is another report.
 MAX_DIFFERENCES = 20
 
@@ -293,7 +295,7 @@ def _facts(
     contradictions: tuple[str, ...] = ()
     if first == submission.STATEMENT:
         reports = {run.name: statements[f"{submission.RUNS}{run.name}/{evidence.REPORT}"] for run in runs}
-        contradictions = tuple(submission.contradictions(signed, reports))
+        contradictions = _contradictions(signed, reports)
     return BundleFacts(
         signed.report_id,
         envelopes[first],
@@ -303,6 +305,17 @@ def _facts(
         contradictions,
         submission=first == submission.STATEMENT,
     )
+
+
+def _contradictions(signed: Statement, reports: Mapping[str, Statement]) -> tuple[str, ...]:
+    try:
+        return tuple(submission.contradictions(signed, reports))
+    except SPOILED as error:
+        return (f"it cannot be held against its runs ({_brief(error)})",)
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__} {ascii(str(error))[:80]}"
 
 
 def _run_facts(files: BundleEvidence, signed: Statement) -> RunFacts:
@@ -332,15 +345,11 @@ def _recompute(files: BundleEvidence, signed: Statement) -> tuple[Judgement | No
     try:
         judgement = judge(files)
         again = build_predicate(files, judgement, signed.predicate["signer"])
+        statement.build(again, signed.subjects)  # what the report's schema would refuse, nobody could show either
     except ConformanceError as error:
         return None, {}, (f"the whole ({error.message})",)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        # Only the suite writes these files; what is wrong in one that was edited, no reader can list beforehand.
-        return (
-            None,
-            {},
-            (f"the whole (the evidence cannot be judged: {type(error).__name__} {ascii(str(error))[:80]})",),
-        )
+    except SPOILED as error:
+        return None, {}, (f"the whole (the evidence cannot be judged: {_brief(error)})",)
     again["suite"] = signed.predicate["suite"]  # which suite that was, a question of its own asks
     return judgement, again, tuple(differences(signed.predicate, again))[:MAX_DIFFERENCES]
 

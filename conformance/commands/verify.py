@@ -9,7 +9,8 @@ EPILOG = """\
 exit codes:
   0  everything holds; the verdict is CONFORMANT, or REHEARSAL for a workload that is not official
   1  something does not hold, or a check failed
-  2  could not judge: no such file, a policy that is not in force, or the verdict is INCONCLUSIVE
+  2  could not judge: no such file, a policy that is not in force, or the verdict is INCONCLUSIVE; or the page cannot be
+     written
 
 example:
   conformance verify tiny.tar
@@ -93,12 +94,12 @@ def run(args: argparse.Namespace) -> int:
     from conformance.checks.finding import Verdict
 
     verification = verify(args.bundle, bench_of(args))
-    if args.html is not None:
-        _write_page(args.html, args.bundle.name, verification)
     if args.json:
         print(json.dumps(verification.to_json(), indent=1, ensure_ascii=True))
     else:
         print_verification(verification)
+    if args.html is not None:  # after the verdict, which no page may swallow
+        _write_page(args.html, args.bundle.name, verification)
     return {Verdict.CONFORMANT: 0, Verdict.REHEARSAL: 0, Verdict.INCONCLUSIVE: 2}.get(verification.verdict, 1)
 
 

@@ -1,5 +1,7 @@
 """Evidence that its maker spoiled and signed: the verifier always answers, and never with a traceback."""
 
+import copy
+import hashlib
 import io
 import json
 import runpy
@@ -13,12 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conformance import evidence
-from conformance.bundle import archive
+from conformance.bundle import archive, submission
 from conformance.bundle.trust import _moment
 from conformance.bundle.verify import verify
 from conformance.checks.finding import Verdict
 from conformance.commands.verify import print_verification
-from conformance.report import dsse, statement
+from conformance.errors import ConformanceError
+from conformance.report import dsse, html, statement
 
 lab_tools = runpy.run_path(str(Path(__file__).with_name("lab.py")))
 Lab = lab_tools["Lab"]
@@ -33,14 +36,51 @@ def made(tmp_path_factory):
     return lab, {name: archive.open_member(index, name).read() for name in index.members}
 
 
+@pytest.fixture(scope="module")
+def submitted(tmp_path_factory):
+    """A lab, and the members of an honest submission of a run and a preflight."""
+    lab = Lab(tmp_path_factory.mktemp("lab"))
+    run = lab.run("perf")
+    told = ("processor", "processors_per_node", "cores_per_node", "memory_gib_per_node", "operating_system")
+    stated = {name: value for name, value in lab_tools["STATED"].items() if name not in told}
+    index = archive.read_index(lab.submission([run, lab.preflight(run)], chain=False, stated=stated))
+    return lab, {name: archive.open_member(index, name).read() for name in index.members}
+
+
+def payload_of(envelope):
+    return json.loads(dsse.parse(envelope).payload)
+
+
+def signed_again(lab, predicate, members, prefix="", form=statement.REPORT):
+    """A statement about all the members below a prefix but itself."""
+    name = prefix + (submission.STATEMENT if form is statement.SUBMISSION else evidence.REPORT)
+    below = {file.removeprefix(prefix): data for file, data in members.items() if file.startswith(prefix)}
+    subjects = {file: hashlib.sha256(data).hexdigest() for file, data in below.items() if prefix + file != name}
+    payload = statement.build(predicate, subjects, form)
+    return {name: dsse.sign(payload, statement.PAYLOAD_TYPE, [lab.key["vendor"]])}
+
+
+def resubmitted(lab, members, run, change=lambda predicate: None, changed=()):
+    """Change a run of a submission, in its files or in what its report says, and sign report and submission."""
+    prefix = f"{submission.RUNS}{run}/"
+    members = {**members, **{prefix + name: data for name, data in dict(changed).items()}}
+    predicate = payload_of(members[prefix + evidence.REPORT])["predicate"]
+    change(predicate)
+    members |= signed_again(lab, predicate, members, prefix)
+    said = payload_of(members[submission.STATEMENT])["predicate"]
+    (row,) = (row for row in said["runs"] if row["name"] == run)
+    row["report_id"] = statement.report_id(dsse.parse(members[prefix + evidence.REPORT]).payload)
+    return written(lab, {**members, **signed_again(lab, said, members, form=statement.SUBMISSION)})
+
+
 def resigned(lab, members, changed):
     """Put other bytes into a bundle and sign that, as a maker with key and patience does."""
     members = {**members, **changed}
-    document = json.loads(dsse.parse(members[evidence.REPORT]).payload)
-    subjects = {name: lab_tools["hashlib"].sha256(data).hexdigest() for name, data in members.items()}
-    del subjects[evidence.REPORT]
-    payload = statement.build(document["predicate"], subjects)
-    members[evidence.REPORT] = dsse.sign(payload, statement.PAYLOAD_TYPE, [lab.key["vendor"]])
+    predicate = payload_of(members[evidence.REPORT])["predicate"]
+    return written(lab, {**members, **signed_again(lab, predicate, members)})
+
+
+def written(lab, members):
     path = lab.folder / "spoiled.tar"
     path.unlink(missing_ok=True)
     archive.write_bundle(path, members)
@@ -67,33 +107,116 @@ def places(value, at=()):
         yield from places(child, (*at, key))
 
 
+def spoil(data, document):
+    """Draw a place of a document and put something else there, or take it away; the document that comes of it."""
+    place = data.draw(st.sampled_from(list(places(document))))
+    new = data.draw(VALUES)
+    if not place:
+        return new
+    holder = document
+    for step in place[:-1]:
+        holder = holder[step]
+    if data.draw(st.booleans()) or isinstance(holder, list):
+        holder[place[-1]] = new
+    else:
+        del holder[place[-1]]
+    return document
+
+
+def shown(verification):
+    """Everything that people are shown of a verification; what is printed holds nothing that moves a cursor."""
+    with redirect_stdout(io.StringIO()) as terminal:
+        print_verification(verification)
+    assert all(line.isprintable() for line in terminal.getvalue().splitlines())
+    return json.dumps(verification.to_json()), html.render_verification(verification, "x")
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_whatever_stands_in_the_evidence_is_answered(made, data):
     lab, members = made
     name = data.draw(st.sampled_from(NAMES))
-    document = json.loads(members[name])
-    place = data.draw(st.sampled_from(list(places(document))))
-    new = data.draw(VALUES)
-    if place:
-        holder = document
-        for step in place[:-1]:
-            holder = holder[step]
-        if data.draw(st.booleans()) or isinstance(holder, list):
-            holder[place[-1]] = new
-        else:
-            del holder[place[-1]]
-    else:
-        document = new
+    document = spoil(data, json.loads(members[name]))
     changed = json.dumps(document).encode()
     verification = verify(resigned(lab, members, {name: changed}), lab.bench(lab_tools["accept_accuracy"]))
+    shown(verification)
     if json.loads(members[name]) == document:
         return
     # The journal quotes the evidence; whatever was changed is no longer what the run left.
     assert verification.verdict is Verdict.NOT_CONFORMANT
-    with redirect_stdout(io.StringIO()) as terminal:
-        print_verification(verification)
-    assert all(line.isprintable() for line in terminal.getvalue().splitlines())
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_whatever_stands_in_the_evidence_of_a_submission_is_answered(submitted, data):
+    lab, members = submitted
+    run = data.draw(st.sampled_from(["perf", "preflight"]))
+    prefix = f"{submission.RUNS}{run}/"
+    files = (name for name in members if name.startswith(prefix) and name.endswith(".json"))
+    name = data.draw(st.sampled_from(sorted(name for name in files if not name.endswith(".dsse.json"))))
+    document = spoil(data, json.loads(members[name]))
+    changed = {name.removeprefix(prefix): json.dumps(document).encode()}
+    verification = verify(resubmitted(lab, members, run, changed=changed), lab.bench())
+    shown(verification)
+    if json.loads(members[name]) != document:
+        assert verification.verdict is Verdict.NOT_CONFORMANT
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_whatever_a_report_in_a_submission_claims_is_answered(submitted, data):
+    lab, members = submitted
+    run = data.draw(st.sampled_from(["perf", "preflight"]))
+    honest = payload_of(members[f"{submission.RUNS}{run}/{evidence.REPORT}"])["predicate"]
+    claimed = copy.deepcopy(honest)
+    # A schema leaves these open; what stands elsewhere it mostly refuses.
+    part = data.draw(st.sampled_from(["plan", "environment", "devices", "metrics", "findings", "internevo", "verdict"]))
+    claimed[part] = spoil(data, claimed[part])
+    try:
+        path = resubmitted(lab, members, run, lambda predicate: predicate.update(claimed))
+    except ConformanceError as error:
+        assert str(error)
+        return
+    verification = verify(path, lab.bench())
+    shown(verification)
+    if json.dumps(claimed, sort_keys=True) != json.dumps(honest, sort_keys=True):
+        assert verification.verdict is Verdict.NOT_CONFORMANT
+
+
+CLAIMS = {
+    "a host that is a number": lambda p: p["environment"].update(hosts=[{"processor": [1]}]),
+    "a port without a rate": lambda p: p["environment"].update(hosts=[{"rdma_ports": [{}]}]),
+    "memory in words": lambda p: p["environment"].update(hosts=[{"memory_bytes": "much"}]),
+    "no plan": lambda p: p.update(plan={}),
+    "nodes in a list": lambda p: p["plan"].update(nodes=[1]),
+    "a device's memory in a list": lambda p: p["devices"][0].update(memory=[1]),
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_a_claim_of_no_known_kind_is_a_difference(submitted, claim):
+    lab, members = submitted
+    verification = verify(resubmitted(lab, members, "perf", CLAIMS[claim]), lab.bench())
+    assert verification.verdict is Verdict.NOT_CONFORMANT
+    assert [answer.id for answer in verification.answers if answer.answer == "no"] == ["recomputed"]
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("environment/run.json", "command", [1]),
+        ("environment/run.json", "command", "x"),
+        ("environment/rank0.json", "kernels", 5),
+        ("environment/rank0.json", "packages", [1]),
+    ],
+)
+def test_evidence_that_no_page_could_show_is_refused_before_there_is_one(made, name, field, value):
+    lab, members = made
+    changed = json.dumps({**json.loads(members[name]), field: value}).encode()
+    verification = verify(resigned(lab, members, {name: changed}), lab.bench(lab_tools["accept_accuracy"]))
+    told = next(answer.message for answer in verification.answers if answer.id == "recomputed")
+    assert "differs at the whole (" in told
+    shown(verification)
 
 
 @pytest.mark.parametrize("text", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "2026-01-01", "now", None])

@@ -1,8 +1,11 @@
 """Submissions: written from real runs, held to what their reports say, and attacked."""
 
 import copy
+import hashlib
 import json
+import runpy
 import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,13 +18,16 @@ from conformance.cli import main
 from conformance.errors import EvidenceError, SignatureError
 from conformance.report import dsse, keys, statement
 
+STATED = runpy.run_path(str(Path(__file__).with_name("lab.py")))["STATED"]
+TOLD = {"nodes": 1, "accelerator": "ACME X1", "accelerators_per_node": 8, "kernel": "6.1", "framework": "2.6.0"}
+SYSTEM = {**STATED, **TOLD}
 SUITE = {"name": "internevo-conformance", "version": "0.1.0", "tree_digest": "0" * 64}
 SIGNER = {"self_issued": True, "time": "2026-11-23T21:20:39Z"}
 RUN = {"name": "a", "kind": "perf", "workload": "tiny-perf", "report_id": "1" * 64, "verdict": "REHEARSAL"}
 PREDICATE = {
     "suite": SUITE,
     "vendor": "ACME",
-    "system": {},
+    "system": SYSTEM,
     "runs": [RUN, {**RUN, "name": "b", "kind": "accuracy"}],
     "devices": {"same": True, "differences": []},
     "challenge": {"nonce": "2" * 64, "digest": "3" * 64},
@@ -88,27 +94,52 @@ def test_it_describes_its_runs_as_their_reports_do(submitted):
 
 
 LIES = {
-    "vendor's verdict": (lambda p: p["runs"][0].update(verdict="CONFORMANT"), "its runs"),
-    "another run's report": (lambda p: p["runs"][0].update(report_id="0" * 64), "its runs"),
-    "a kind that it is not": (lambda p: p["runs"][0].update(kind="accuracy"), "its runs"),
-    "a run left out": (lambda p: p["runs"].pop(), "its runs"),
-    "a challenge never answered": (lambda p: p.update(challenge={"nonce": "0" * 64, "digest": "0" * 64}), "challenge"),
-    "devices said to differ": (lambda p: p["devices"].update(same=False), "its devices"),
-    "a redaction hidden": (lambda p: p["redactions"].append({"rule": "r", "file": "f", "count": 1}), "redactions"),
-    "more nodes": (lambda p: p["system"].update(nodes=4), "nodes is '4' and the evidence says '1'"),
-    "another accelerator": (lambda p: p["system"].update(accelerator="ACME X1"), "accelerator is 'ACME X1'"),
+    "vendor's verdict": (lambda p, s: p["runs"][0].update(verdict="CONFORMANT"), "its runs"),
+    "another run's report": (lambda p, s: p["runs"][0].update(report_id="0" * 64), "its runs"),
+    "a kind that it is not": (lambda p, s: p["runs"][0].update(kind="accuracy"), "its runs"),
+    "a run left out": (lambda p, s: p["runs"].pop(), "its runs"),
+    "a challenge unanswered": (lambda p, s: p.update(challenge={"nonce": "0" * 64, "digest": "0" * 64}), "challenge"),
+    "devices said to differ": (lambda p, s: p["devices"].update(same=False), "its devices"),
+    "a redaction hidden": (lambda p, s: p["redactions"].append({"rule": "r", "file": "f", "count": 1}), "redactions"),
+    "more nodes": (lambda p, s: describe(p, s, nodes=4), "nodes is '4' and the evidence says '1'"),
+    "another accelerator": (lambda p, s: describe(p, s, accelerator="ACME X1"), "accelerator is 'ACME X1'"),
+    "another system in the file": (
+        lambda p, s: s.update({submission.SYSTEM: "0" * 64}),
+        "its system.json is not the system that it describes",
+    ),
+    "another system in the statement": (
+        lambda p, s: p["system"].update(cooling="liquid"),
+        "its system.json is not the system that it describes",
+    ),
 }
+
+
+def describe(predicate, subjects, **changes):
+    """State something else of the system, in the statement and in its file."""
+    predicate["system"].update(changes)
+    subjects[submission.SYSTEM] = hashlib.sha256(submission.system_file(predicate["system"])).hexdigest()
 
 
 @pytest.mark.parametrize("lie", LIES)
 def test_what_the_reports_refute_is_named(submitted, lie):
     _, said, reports = submitted
-    predicate = copy.deepcopy(dict(said.predicate))
+    predicate, subjects = copy.deepcopy(dict(said.predicate)), dict(said.subjects)
     change, told = LIES[lie]
-    change(predicate)
-    found = submission.contradictions(statement.Statement(said.subjects, predicate, ""), reports)
+    change(predicate, subjects)
+    found = submission.contradictions(statement.Statement(subjects, predicate, ""), reports)
     assert len(found) == 1
     assert told in found[0]
+
+
+@pytest.mark.parametrize("there", ["1" * 64, None], ids=["another", "none"])
+def test_the_challenge_of_a_submission_is_the_file_that_its_runs_answered(submitted, there):
+    _, said, reports = submitted
+    name = min(reports)
+    subjects = {**reports[name].subjects, evidence.CHALLENGE: "0" * 64}
+    reports = {**reports, name: statement.Statement(subjects, reports[name].predicate, reports[name].report_id)}
+    own = {**said.subjects, **({} if there is None else {evidence.CHALLENGE: there})}
+    found = submission.contradictions(statement.Statement(own, said.predicate, ""), reports)
+    assert found == [f"its challenge.dsse.json is not the one that {name} answered"]
 
 
 def test_a_run_that_changed_after_signing_is_not_submitted(two_runs, stated, key, tmp_path):
@@ -162,6 +193,9 @@ FAULTS = {
     "a name that climbs": (lambda p, s: p["runs"][0].update(name=".."), "runs[0].name"),
     "a verdict unknown": (lambda p, s: p["runs"][0].update(verdict="GOOD"), "runs[0].verdict"),
     "no vendor": (lambda p, s: p.update(vendor=""), "predicate.vendor"),
+    "a system without its cooling": (lambda p, s: p["system"].pop("cooling"), "'cooling' is a required property"),
+    "a system with a field of its own": (lambda p, s: p["system"].update(speed=9), "additionalProperties"),
+    "negative power": (lambda p, s: p["system"].update(power_watts_per_node=-5), "power_watts_per_node"),
     "no time of signing": (lambda p, s: p["signer"].pop("time"), "predicate.signer"),
 }
 
@@ -169,7 +203,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_statement_that_contradicts_itself_is_refused(fault):
     change, told = FAULTS[fault]
-    with pytest.raises(SignatureError, match="The submission is refused") as caught:
+    with pytest.raises(SignatureError, match="is refused") as caught:
         submission.load(with_change(change))
     assert told in str(caught.value)
 

@@ -78,6 +78,35 @@ def test_the_schema_has_the_same_fields():
     assert schema["required"] == list(schema["properties"]) == [field.name for field in system.FIELDS]
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"environment": {"hosts": [1]}},
+        {"environment": {"hosts": 5}},
+        {"environment": {"hosts": [{"rdma_ports": [{}]}]}},
+        {"environment": {"hosts": [{"rdma_ports": 1, "processor": [1], "kernel": {"a": 1}}]}},
+        {"environment": {"hosts": [{"memory_bytes": "x", "cores": True}]}},
+        {"environment": {"packages": 5}},
+        {"environment": {"packages": {"torch": [1]}}},
+        {"environment": {}},
+        {"plan": {}},
+        {"plan": {"nodes": [1]}},
+        {"devices": [{"vendor": "ACME", "model": "X1", "memory": [1], "driver": {}}]},
+    ],
+    ids=str,
+)
+def test_what_a_report_may_hold_is_read_or_left_alone(odd):
+    found = system.contradictions(ASKED, [{**report(), **odd}])
+    assert all(isinstance(phrase, str) for phrase in found)
+    known = system.facts([{**report(), **odd}])
+    assert all(isinstance(value, str | int | float) and not isinstance(value, bool) for value in known.values())
+
+
+def test_numbers_and_texts_of_one_field_do_not_meet():
+    hosts = [{**HOST, "processors": 2}, {**HOST, "processors": "two"}]
+    assert system.facts([report(hosts=hosts)])["processors_per_node"] == 2
+
+
 def test_runs_on_a_part_of_the_system_count_as_a_part():
     assert system.facts([report(nodes=1), report(nodes=4)])["nodes"] == 4
 

@@ -226,6 +226,14 @@ def test_a_changed_bundle_exits_with_1(bundle, capsys):
     assert "NOT_CONFORMANT" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("shown", [[], ["--json"]], ids=["lines", "json"])
+def test_a_page_that_cannot_be_written_does_not_swallow_the_verdict(bundle, tmp_path, capsys, shown):
+    assert main(["verify", str(bundle), "--html", str(tmp_path / "none" / "x.html"), *shown]) == 2
+    output = capsys.readouterr()
+    assert "REHEARSAL" in output.out
+    assert "x.html cannot be written: No such file or directory" in output.err
+
+
 def test_the_lab_needs_no_torch(bundle):
     program = (
         "import sys; sys.modules['torch'] = sys.modules['internlm'] = None\n"  # an import of either now raises
