@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -28,16 +29,16 @@ from conformance.internevo.worker import SETTINGS, Settings
 from conformance.judgement import Judgement, judge, plan_of
 from conformance.launch import telemetry, torchrun
 from conformance.launch.advice import memory_advice
-from conformance.launch.detect import Detector, limits_for
+from conformance.launch.detect import Detector, Limits, limits_for
 from conformance.launch.follow import TOKEN, follow
-from conformance.launch.launcher import Place, agents, find_place
+from conformance.launch.launcher import Place, agent_commands, agents, find_place
 from conformance.launch.node import Launch
-from conformance.launch.supervise import Display, Ending, supervise
+from conformance.launch.supervise import Display, Ending, reserve, supervise
 from conformance.launch.team import Host, Member
 from conformance.plan import Plan
-from conformance.redaction import redact_run
+from conformance.redaction import redact_run, redact_segment
 from conformance.report.build import write_report
-from conformance.watch import Watch, complete_checkpoints, disk_bytes, reference_of
+from conformance.watch import Watch, checkpoint_bytes, complete_checkpoints, disk_bytes, reference_of
 
 # A performance run leaves some MiB of logs; far less than this free is a disk that will be full before the end.
 MIN_FREE_BYTES = 256 << 20
@@ -127,7 +128,10 @@ def run_workload(request: Request, site: Site, watch: Callable[[Plan], Display])
         return _follow(request, plan, source, site, place)
     if place.launcher != "slurm":
         torchrun.require_free_port(place.port)
+    if site.resume is not None:
+        _require_checkpoint(site.resume, plan)
     run = evidence.create_run_directory(site.run_dir or _new_run_name(site.reports, request.workload))
+    ending: Ending | None = None
     try:
         _require_space(run, plan, site.resume)
         display = watch(plan)
@@ -150,10 +154,7 @@ def run_workload(request: Request, site: Site, watch: Callable[[Plan], Display])
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise EvidenceError(
-            f"The disk that holds {run} is full; what was written until then is kept there.",
-            "Free space or choose another --run-dir, and run again.",
-        ) from error
+        raise _unwritable(run, ending, error) from error
     return Outcome(run, judgement, ending, report_id, key_id, self_issued)
 
 
@@ -182,17 +183,26 @@ def _prepare(
     return source, changes
 
 
+def _take_over(earlier: Path, run: Path) -> None:
+    evidence.take_over(earlier, run)
+    # An attempt that was killed was not redacted at its end.
+    redact_segment(run, len(evidence.segments(RunDirectory(run))) - 1)
+
+
+def _require_checkpoint(earlier: Path, plan: Plan) -> None:
+    complete = [step for step, _ in complete_checkpoints((earlier / "work" / CHECKPOINT_FOLDER).resolve())]
+    if not complete or complete[-1] >= plan.total_steps:
+        found = f"its newest is of step {complete[-1]}, the last" if complete else "none is complete"
+        raise LaunchError(f"{earlier} has no checkpoint to go on from: {found}.", "Begin anew, without --resume.")
+
+
 def _link_training_state(run: Path, site: Site, plan: Plan) -> None:
     """Show InternEvo, in the folder that it runs in, the data and the checkpoints to go on from; record the data."""
     data, earlier = site.data, site.resume
     if earlier is not None:
         data = data or (earlier / "work" / DATA_FOLDER).resolve().parent
         checkpoints = (earlier / "work" / CHECKPOINT_FOLDER).resolve()
-        complete = [step for step, _ in complete_checkpoints(checkpoints)]
-        if not complete or complete[-1] >= plan.total_steps:
-            found = f"its newest is of step {complete[-1]}, the last" if complete else "none is complete"
-            raise LaunchError(f"{earlier} has no checkpoint to go on from: {found}.", "Begin anew, without --resume.")
-        evidence.take_over(earlier, run)
+        _take_over(earlier, run)
         (run / "work" / CHECKPOINT_FOLDER).symlink_to(checkpoints)
     if data is None:
         raise LaunchError("This workload trains on real data.", "Name a folder of prepared data with --data.")
@@ -241,11 +251,13 @@ def _gather(
             "seed": request.seed,
             "address": address,
             "port": place.port,
-            "lost_node_seconds": limits_for(plan).lost_node_seconds,
+            "lost_node_seconds": _limits(plan).lost_node_seconds,
         }
 
     host = Host(place.port + 1, range(place.launcher != "slurm", place.nodes), run)
     host.gather(_asked(request, source), job, agents_failed, display.waiting)
+    if place.launcher != "slurm":
+        told[0] = socket.gethostname()
     return _Team(host, address, told)
 
 
@@ -303,11 +315,13 @@ def _train(
         seed=request.seed,
     )
     variables = torchrun.environment(run)
+    hosts = team.hosts if team else {0: socket.gethostname()}
     record: dict[str, Any] = {
-        "command": [Path(command[0]).name, *("RUN" if part == str(run) else part for part in command[1:])],
+        "command": _portable(command, run),
+        "agents": [_portable(agent, run) for agent in agent_commands(place, run)],
         "environment": torchrun.recorded(variables),
         "host": socket.gethostname(),
-        "hosts": {str(node): host for node, host in sorted(team.hosts.items())} if team else {},
+        "hosts": {str(node): host for node, host in sorted(hosts.items())},
         "launcher": place.launcher,
         "internevo": _describe(source),
         "patch_files": [asdict(change) for change in changes],
@@ -316,12 +330,12 @@ def _train(
     }
     evidence.write_json(run, evidence.RUN, record)
     attempts = site.reports / evidence.JOURNAL
-    files = RunDirectory(run)
-    plan_digest = evidence.digests(files)[evidence.PLAN]
+    plan_digest = evidence.digests(RunDirectory(run))[evidence.PLAN]
     resumes = {} if site.resume is None else {"resumes": site.resume.resolve().name}
     journal.append(attempts, "started", run.name, workload=request.workload, plan=plan_digest, **resumes)
     outcome, ending = "failed", None
     try:
+        reserve(run)
         # Under Slurm every rank is started by srun, on this node too.
         launch = None if place.launcher == "slurm" and team else Launch(command, variables, run, 0)
         sampling = telemetry.sampled(site.device, run, 0) if launch else contextlib.nullcontext()
@@ -331,22 +345,51 @@ def _train(
     finally:
         # Also when starting failed: an attempt that left no entry would be an attempt hidden.
         record |= {"ended": _now(), "outcome": outcome, "exit_code": None if ending is None else ending.exit_code}
-        evidence.write_json(run, evidence.RUN, record)
-        if ending is not None:
-            faults = [] if ending.fault is None else [ending.fault.to_json()]
-            notices = [notice.to_json() for notice in ending.notices]
-            seen = {"limits": asdict(limits_for(plan)), "faults": faults, "notices": notices}
-            evidence.write_json(run, evidence.FAULTS, seen)
-        redact_run(run)
-        journal.append(attempts, "ended", run.name, outcome=outcome, evidence=evidence.attempt_digest(files))
+        _record_end(record, plan, ending, attempts, run)
         shutil.copyfile(attempts, run / evidence.JOURNAL)
     return ending
 
 
+def _record_end(record: Mapping[str, Any], plan: Plan, ending: Ending | None, attempts: Path, run: Path) -> None:
+    """Write down how a run ended; the journal learns it in any case, or the attempt would seem to have had no end."""
+    try:
+        evidence.write_json(run, evidence.RUN, record)
+        if ending is not None:
+            faults = [] if ending.fault is None else [ending.fault.to_json()]
+            notices = [notice.to_json() for notice in ending.notices]
+            seen = {"limits": asdict(_limits(plan)), "faults": faults, "notices": notices}
+            evidence.write_json(run, evidence.FAULTS, seen)
+        redact_run(run)
+    except OSError as error:
+        raise _unwritable(run, ending, error) from error
+    finally:
+        digest = evidence.attempt_digest(RunDirectory(run))
+        journal.append(attempts, "ended", run.name, outcome=record["outcome"], evidence=digest)
+
+
+def _unwritable(run: Path, ending: Ending | None, error: OSError) -> EvidenceError:
+    """What to say where the evidence of a run cannot be written: what the run itself came to, first."""
+    fault = f"{ending.fault.message} " if ending is not None and ending.fault is not None else ""
+    return EvidenceError(
+        f"{fault}Evidence and report of {run} cannot be written: {error.strerror}; what was written is kept.",
+        "Free space or choose another --run-dir, and run again.",
+    )
+
+
+def _limits(plan: Plan) -> Limits:
+    return limits_for(plan, checkpoint_bytes(plan))
+
+
 def _detector(plan: Plan) -> Detector:
     return Detector(
-        plan.topology.devices_per_node, plan.total_steps, limits_for(plan), time.monotonic(), memory_advice(plan)
+        plan.topology.devices_per_node, plan.total_steps, _limits(plan), time.monotonic(), memory_advice(plan)
     )
+
+
+def _portable(command: list[str], run: Path) -> list[str]:
+    """A command as evidence: without where things lie on this machine."""
+    parts = {sys.executable: Path(sys.executable).name, str(run): "RUN"}
+    return [parts.get(part, part) for part in command]
 
 
 def _patched(source: Source, files: tuple[Path, ...], run: Path) -> tuple[Source, tuple[PatchFile, ...]]:

@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -220,7 +220,7 @@ def redact_run(run: Path, redactor: Redactor | None = None) -> list[dict[str, An
     """Redact the logs and the environment of a run in place, and write down what was replaced.
 
     Configurations and patches stay as they are: the judgement compares them byte by byte with what was declared. So do
-    segments of earlier attempts, which were redacted when these ended.
+    segments of earlier attempts, which were redacted when these ended, or are by :func:`redact_segment`.
 
     Args:
         run: Run directory, whose processes have ended.
@@ -229,10 +229,30 @@ def redact_run(run: Path, redactor: Redactor | None = None) -> list[dict[str, An
     Returns:
         Rule, file and count of each, as environment/redactions.json holds them.
     """
-    redactor = _myself() if redactor is None else redactor
+    names = [name for name in RunDirectory(run).names() if _LIVE.match(name)]
+    return _redact_files(run, names, evidence.REDACTIONS, _myself() if redactor is None else redactor)
+
+
+def redact_segment(run: Path, number: int, redactor: Redactor | None = None) -> None:
+    """Redact what an earlier attempt left, where it was killed before it could do so itself.
+
+    Args:
+        run: Run directory of the run that goes on from it.
+        number: Which attempt, from 0.
+        redactor: Whom to look for; None for whoever runs this.
+    """
+    own = re.compile(rf"(?:logs|environment)/segment{number}/")
+    names = [name for name in RunDirectory(run).names() if own.match(name)]
+    record = f"environment/segment{number}/{evidence.REDACTIONS.rpartition('/')[2]}"
+    if record not in names:
+        (run / record).parent.mkdir(parents=True, exist_ok=True)
+        _redact_files(run, names, record, _myself() if redactor is None else redactor)
+
+
+def _redact_files(run: Path, names: Iterable[str], record: str, redactor: Redactor) -> list[dict[str, Any]]:
     found = []
-    for name in RunDirectory(run).names():
-        if not _LIVE.match(name) or name in (evidence.SIGNER, evidence.REDACTIONS):
+    for name in names:
+        if name in (evidence.SIGNER, record):
             continue
         redactor.counts = Counter()
         if name.endswith(".json"):
@@ -240,7 +260,7 @@ def redact_run(run: Path, redactor: Redactor | None = None) -> list[dict[str, An
         else:
             _redact_log(run / name, run / "work" / "redacted", redactor)
         found += [{"rule": rule, "file": name, "count": n} for rule, n in sorted(redactor.counts.items())]
-    evidence.write_json(run, evidence.REDACTIONS, {"redactions": found})
+    evidence.write_json(run, record, {"redactions": found})
     return found
 
 

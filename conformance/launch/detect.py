@@ -8,9 +8,11 @@ import signal
 import statistics
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from conformance.internevo.flops import logged_flops_per_token
+from conformance.launch import stacks
 from conformance.launch.slow import Pace, Slow
 from conformance.plan import Plan
 
@@ -42,20 +44,23 @@ LOOK_SECONDS = 1.0
 # A rank that dies takes others with it: wait until all have spoken, or every node has ended, before naming one.
 # torchrun of old looks at its workers every 5 s.
 SETTLE_SECONDS = 6.0
+# A node speaks once a second; so long without a word is worth a word.
+SILENT_SECONDS = 5.0
 # A loss that is not a number can be one overflow; so many in a row are the end of the training.
 NAN_STEPS = 3
-# The innermost frame of the thread that faulthandler was asked on.
-FRAME = re.compile(rb'^Current thread [^\n]*\(most recent call first\):\n  File "([^"\n]+)", line (\d+) in (\S+)', re.M)
 # What is kept of a log to say what its last exception was.
 TAIL_BYTES = 32 << 10
 # What is kept of a line that is still being written.
 MAX_LINE_BYTES = 64 << 10
 MAX_ERROR_TEXT = 300
-MAX_PLACES = 8
 # Step times that the median is taken over.
 MEDIAN_STEPS = 101
 # A rank is slower than the rest over so many looks or samples, a minute of them, or not at all.
 SLOW_SAMPLES = 60
+# Slower than any device that is worth testing, a tenth of what one of 2020 does: no first step takes longer than this.
+SLOWEST_TFLOPS = 20.0
+# A shared file system that is slow for a training cluster, written to by all ranks together.
+SLOWEST_DISK_BYTES_PER_SECOND = 200e6
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ class Limits:
     """When waiting turns into a fault.
 
     Args:
-        start_seconds: From the start to the first step: imports, data, graph compilation.
+        start_seconds: From the start to the first step: imports, data, graph compilation, that step; the second step
+            has as long, because no step time is known before it.
         stall_factor: k: no step within k times the median step time is a stall.
         stall_floor_seconds: The least that a stall takes, whatever the step time; checkpoints are written in it.
         lost_node_seconds: Silence after which a node counts as lost.
@@ -79,16 +85,22 @@ class Limits:
     slow_samples: int = SLOW_SAMPLES
 
 
-def limits_for(plan: Plan) -> Limits:
+def limits_for(plan: Plan, checkpoint_bytes: int = 0) -> Limits:
     """The limits that a plan is watched with.
 
     Args:
         plan: What runs.
+        checkpoint_bytes: Size of a checkpoint; 0 where none are written.
 
     Returns:
-        The defaults; a floor of 15 min where checkpoints are written between steps.
+        The defaults; longer at the start by a step of the slowest device, and by a checkpoint that is read; where
+        checkpoints are written between steps, a floor of 15 min and the time to write one.
     """
-    return Limits() if plan.workload.checkpoint_every is None else Limits(stall_floor_seconds=900.0)
+    flops = logged_flops_per_token(plan.model, plan.checkpoint) * plan.tokens_per_step / plan.cards
+    disk = checkpoint_bytes / SLOWEST_DISK_BYTES_PER_SECOND
+    start = Limits.start_seconds + flops / (SLOWEST_TFLOPS * 1e12) + disk
+    floor = 900.0 + disk if checkpoint_bytes else Limits.stall_floor_seconds
+    return Limits(start_seconds=round(start), stall_floor_seconds=round(floor))
 
 
 @dataclass(frozen=True)
@@ -154,6 +166,7 @@ class NodeView:
         stopped: Ranks on it that a signal has stopped.
         waiting: Ranks on it none of whose threads had anything to do.
         working: Its other ranks.
+        interrupted: Whether a signal told the suite on it to end.
     """
 
     host: str
@@ -163,6 +176,7 @@ class NodeView:
     stopped: tuple[int, ...] = ()
     waiting: tuple[int, ...] = ()
     working: tuple[int, ...] = ()
+    interrupted: bool = False
 
 
 @dataclass
@@ -197,6 +211,7 @@ class Detector:
     _last_time: float = 0.0
     _intervals: deque[float] = field(default_factory=lambda: deque(maxlen=MEDIAN_STEPS))
     _nan_steps: int = 0
+    _logging: _Log = field(default_factory=lambda: _Log(0, None))
     _logs: dict[str, _Log] = field(default_factory=dict)
     _failed: dict[int, int] = field(default_factory=dict)
     _trouble: float | None = None
@@ -236,11 +251,12 @@ class Detector:
         if RAISED.search(complete):
             log.raised = True
             self._note_trouble(now)
-        return self._read_steps(complete, now)
+        return self._read_steps(log, complete, now)
 
-    def _read_steps(self, lines: bytes, now: float) -> list[Step]:
+    def _read_steps(self, log: _Log, lines: bytes, now: float) -> list[Step]:
         steps = []
         for match in STEP_OR_SKIP.finditer(lines):
+            self._logging = log
             if match["skip"]:
                 self._nan_steps += match["skip"] != b"Overflow"
                 self._last_time = now  # no stall: the training goes on
@@ -268,13 +284,15 @@ class Detector:
             The fault that the others follow from; None while all is well, and while it cannot be told yet.
         """
         over = all(view.exit_code is not None for view in nodes.values())
+        if interrupted := [node for node, view in sorted(nodes.items()) if view.interrupted]:
+            return self._interrupted(interrupted, now, nodes)
         if any(view.exit_code for view in nodes.values()):
             self._note_trouble(now)
         if self._trouble is not None:
             if over or now - self._trouble >= SETTLE_SECONDS:
                 return self._incident(now, nodes)
             return None
-        return self._full_disk(now, nodes) or self._nan(now) or (None if over else self._waiting(now, nodes))
+        return self._full_disk(now, nodes) or self._nan(now, nodes) or (None if over else self._waiting(now, nodes))
 
     def slow(self, now: float, nodes: Mapping[int, NodeView]) -> list[Fault]:
         """Name the ranks that are slower than the rest; the run goes on.
@@ -308,24 +326,40 @@ class Detector:
     @property
     def stall_seconds(self) -> float:
         """Time without a step, in seconds, that counts as a stall now."""
-        if self.last_step is None:
-            return self.limits.start_seconds
-        median = statistics.median(self._intervals) if self._intervals else 0.0
-        return max(self.limits.stall_floor_seconds, self.limits.stall_factor * median)
+        if not self._intervals:
+            return max(self.limits.start_seconds, self.limits.stall_floor_seconds)
+        return max(self.limits.stall_floor_seconds, self.limits.stall_factor * statistics.median(self._intervals))
 
-    def stacks(self) -> str:
-        """Say where each rank was when its stack was captured.
+    def explained(self, fault: Fault, nodes: Mapping[int, NodeView]) -> Fault:
+        """Add to a hung run's fault what the stacks tell that its ranks have written since.
+
+        Args:
+            fault: The fault.
+            nodes: Every node that takes part, by index, as it was when the fault was found.
 
         Returns:
-            One sentence, with a space before it; empty where no stack was captured.
+            The fault; of a stall with the rank that is held up, where stacks or threads tell it.
         """
-        places: dict[str, list[int]] = {}
-        for log in sorted(self._logs.values(), key=lambda each: each.rank or 0):
-            if log.rank is not None and (frames := FRAME.findall(log.tail)):
-                file, line, function = (part.decode("utf-8", "replace") for part in frames[-1])
-                places.setdefault(f"{function} ({file.rsplit('/', 1)[-1]}:{line})", []).append(log.rank)
-        told = [f"rank{'s' * (len(ranks) > 1)} {_listed(ranks)} in {place}" for place, ranks in places.items()]
-        return f" Stacks: {'; '.join(told[:MAX_PLACES])}." if told else ""
+        frames = {
+            log.rank: frame
+            for log in self._logs.values()
+            if log.rank is not None and (frame := stacks.newest_frame(log.tail))
+        }
+        message = fault.message + stacks.describe(frames)
+        held_up = stacks.elsewhere(frames) or _working(nodes)
+        if fault.kind != "stall" or fault.rank is not None or not held_up:
+            return replace(fault, message=message)
+        rank, others = held_up[0], len(held_up) - 1
+        node, host = self._place(rank, nodes)
+        where = f" in {frames[rank]}" if rank in frames else ""
+        also = f", like {others} more," if others else ""
+        told = f"Rank {rank} on {host} (node {node}){also} is held up{where} while the others wait. {message}"
+        return replace(fault, message=told, node=node, host=host, rank=rank)
+
+    def _place(self, rank: int, nodes: Mapping[int, NodeView]) -> tuple[int, str]:
+        """Node and host of a rank."""
+        node = next((log.node for log in self._logs.values() if log.rank == rank), rank // self.devices_per_node)
+        return node, nodes[node].host if node in nodes else ""
 
     def _fail(self, rank: int, exit_code: int, now: float) -> None:
         self._failed.setdefault(rank, exit_code)
@@ -351,16 +385,20 @@ class Detector:
 
         def order(rank: int) -> tuple[int, int]:
             error, code = errors.get(rank, ""), self._failed.get(rank, 0)
-            killed = code < 0 and code != -signal.SIGTERM  # torchrun ends the others with SIGTERM
+            ended = code == -signal.SIGTERM  # torchrun ends the others with it
             # A rank whose peer has died raises too: what it says of the connection comes last.
-            causes = (OUT_OF_MEMORY.search(error), NO_SPACE.search(error), killed, not PEER.search(error))
-            return next((place for place, true in enumerate(causes) if true), len(causes)), rank
+            alone = not PEER.search(error)
+            causes = (OUT_OF_MEMORY.search(error), NO_SPACE.search(error), code < 0 and not ended, alone and not ended)
+            return next((place for place, true in enumerate((*causes, alone)) if true), len(causes) + 1), rank
 
-        if not ranks:
-            return self._node_ended(now, nodes)
+        suffering = {self._place(rank, nodes)[0] for rank in ranks if PEER.search(errors.get(rank, ""))}
+        if all(PEER.search(errors.get(rank, "")) and self._failed.get(rank, 0) >= 0 for rank in ranks):
+            # Nobody has a cause of his own to tell: look for the node that they lost.
+            fault = self._node_gone(now, nodes, suffering) or self._node_ended(now, nodes, suffering)
+            if fault or not ranks:
+                return fault
         rank = min(ranks, key=order)
-        node = next((log.node for log in self._logs.values() if log.rank == rank), rank // self.devices_per_node)
-        host = nodes[node].host if node in nodes else ""
+        node, host = self._place(rank, nodes)
         return self._rank_fault(rank, node, host, errors.get(rank, ""), len(ranks) - 1, now)
 
     def _rank_fault(self, rank: int, node: int, host: str, error: str, others: int, now: float) -> Fault:
@@ -384,16 +422,44 @@ class Detector:
         text = f"{where} died with exit code {code}" + (f": {error}" if error else "") + also
         return self._fault("rank-died", text, f"Its last words are in {log}.", *place)
 
-    def _node_ended(self, now: float, nodes: Mapping[int, NodeView]) -> Fault | None:
-        """torchrun itself failed: a port, a rendezvous, an import."""
+    def _interrupted(self, found: list[int], now: float, nodes: Mapping[int, NodeView]) -> Fault:
+        node, host = found[0], nodes[found[0]].host
+        also = f", and {len(found) - 1} more" if len(found) > 1 else ""
+        text = f"{host} (node {node}){also} was told to end by a signal (Ctrl-C, a preemption or kill)"
+        return self._fault("node-ended", text, "Ask the scheduler of that node why.", now, node, host)
+
+    def _node_gone(self, now: float, nodes: Mapping[int, NodeView], but: set[int]) -> Fault | None:
+        """A node that fell silent when the others lost it."""
         for node, view in sorted(nodes.items()):
-            if view.exit_code:
+            if node not in but and view.exit_code is None and view.silent_seconds >= SILENT_SECONDS:
+                return self._lost_node(node, view, now)
+        return None
+
+    def _node_ended(self, now: float, nodes: Mapping[int, NodeView], but: set[int]) -> Fault | None:
+        """torchrun itself failed: a port, a rendezvous, an import; or somebody ended it."""
+        for node, view in sorted(nodes.items()):
+            if view.exit_code and node not in but:
                 log = f"logs/node{node}/agent.log"
                 error = _last_error(self._logs[log].tail) if log in self._logs else ""
-                text = f"torchrun on {view.host} (node {node}) ended with exit code {view.exit_code}"
+                how = f"was killed by {_signal_name(-view.exit_code)}" if view.exit_code < 0 else ""
+                how = how or f"ended with exit code {view.exit_code}"
+                text = f"torchrun on {view.host} (node {node}) {how}"
                 told = f"{text}: {error}" if error else text
                 return self._fault("node-ended", told, f"See {log}.", now, node, view.host)
         return None
+
+    def disk_full(self, now: float, host: str) -> Fault:
+        """The fault of a disk on which nothing could be written any more.
+
+        Args:
+            now: Clock reading, in seconds.
+            host: Name of node 0, which found it.
+
+        Returns:
+            The fault.
+        """
+        text = f"The disk of the run directory on {host} (node 0) is full"
+        return self._fault("full-disk", text, "Free space there or choose another --run-dir.", now, 0, host)
 
     def _full_disk(self, now: float, nodes: Mapping[int, NodeView]) -> Fault | None:
         for node, view in sorted(nodes.items()):
@@ -406,20 +472,23 @@ class Detector:
                 return self._fault("full-disk", text, step, now, node, view.host)
         return None
 
-    def _nan(self, now: float) -> Fault | None:
+    def _nan(self, now: float, nodes: Mapping[int, NodeView]) -> Fault | None:
         if self._nan_steps < NAN_STEPS:
             return None
-        text = f"The loss or its gradients have not been finite numbers for {self._nan_steps} steps in a row"
+        log = self._logging
+        host = nodes[log.node].host if log.node in nodes else ""
+        text = (
+            f"The loss or its gradients have not been finite numbers for {self._nan_steps} steps in a row, "
+            f"by rank {log.rank} on {host} (node {log.node}), which logs for all"
+        )
         step = "Compare the device's numerics in the preflight suite; look for an overflow in the rank logs."
-        return self._fault("nan-loss", text, step, now)
+        return self._fault("nan-loss", text, step, now, log.node, host, log.rank)
 
     def _waiting(self, now: float, nodes: Mapping[int, NodeView]) -> Fault | None:
         for node, view in sorted(nodes.items()):
             if view.silent_seconds >= self.limits.lost_node_seconds:
-                text = f"{view.host} (node {node}) has not been heard of for {view.silent_seconds:.0f} s"
-                step = "Look for a lost link, a crash or a reboot of that host."
-                return self._fault("lost-node", text, step, now, node, view.host)
-        waited = now - (self.started if self.last_step is None else self._last_time)
+                return self._lost_node(node, view, now)
+        waited = now - max(self.started, self._last_time)
         if waited < self.stall_seconds:
             return None
         stopped = [(node, rank) for node, view in sorted(nodes.items()) for rank in view.stopped]
@@ -435,12 +504,17 @@ class Detector:
         )
         return self._fault("stall", f"The run stands still, {limit}", step, now)
 
+    def _lost_node(self, node: int, view: NodeView, now: float) -> Fault:
+        text = f"{view.host} (node {node}) has not been heard of for {view.silent_seconds:.0f} s"
+        step = "Look for a lost link, a crash or a reboot of that host."
+        return self._fault("lost-node", text, step, now, node, view.host)
+
     def _is_done(self) -> bool:
         return self.last_step is not None and self.last_step + 1 >= self.total_steps
 
     def _limit_source(self) -> str:
-        if self.last_step is None:
-            return "for the start"
+        if not self._intervals:
+            return "for the start" if self.last_step is None else "before a step time is known"
         if self.stall_seconds == self.limits.stall_floor_seconds:
             return "the least for a stall"
         return f"{self.limits.stall_factor:g} times the median step time"
@@ -457,10 +531,11 @@ def _last_error(tail: bytes) -> str:
     return found[-1].decode("utf-8", "replace").strip().rstrip(".")[:MAX_ERROR_TEXT] if found else ""
 
 
-def _listed(ranks: list[int]) -> str:
-    return ", ".join(map(str, ranks[:MAX_PLACES])) + (
-        f" and {len(ranks) - MAX_PLACES} more" * (len(ranks) > MAX_PLACES)
-    )
+def _working(nodes: Mapping[int, NodeView]) -> list[int]:
+    """The ranks that work while the others wait; none where that is no minority."""
+    working = sorted(rank for view in nodes.values() for rank in view.working)
+    waiting = [rank for view in nodes.values() for rank in view.waiting]
+    return working if len(working) <= len(waiting) else []
 
 
 def _signal_name(number: int) -> str:

@@ -61,7 +61,7 @@ class Node:
         self._workers: dict[int, psutil.Process] = {}
         self._devices = 0
         self._looked = 0.0
-        self._states: tuple[tuple[int, ...], ...] = ((), (), ())
+        self._states: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] = ((), (), ())
         logs = launch.run / "logs" / f"node{launch.node_rank}"
         logs.mkdir(parents=True, exist_ok=True)
         self._guard = guard(self._mark, telemetry_mark(self._mark))
@@ -95,9 +95,10 @@ class Node:
             self._looked = time.monotonic()
             self._states = self._look()
         free = shutil.disk_usage(self._run).free
-        return NodeView(socket.gethostname(), 0.0, self.exit_code, free, *self._states)
+        stopped, waiting, working = self._states
+        return NodeView(socket.gethostname(), 0.0, self.exit_code, free, stopped, waiting, working)
 
-    def _look(self) -> tuple[tuple[int, ...], ...]:
+    def _look(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """The ranks that are stopped, those that wait, and those that work."""
         stopped: list[int] = []
         waiting: list[int] = []

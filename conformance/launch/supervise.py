@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
+import errno
+import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +15,9 @@ from conformance.launch.detect import Detector, Fault, NodeView, Step
 from conformance.launch.node import Launch, LogReader, Node, signals_raise
 
 POLL_SECONDS = 0.5
+# Held free for the end of a run: a disk that others fill in a second leaves no time to end it before it is full.
+RESERVE = "work/reserve"
+RESERVE_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,16 @@ class Team(Protocol):
         """Have them end the run, capturing the stacks of their ranks first, and wait until they have."""
 
 
+def reserve(run: Path) -> None:
+    """Take the room that the end of a run needs, so that faults and report can be written on a full disk.
+
+    Args:
+        run: Run directory; :func:`supervise` gives the room back when the run ends.
+    """
+    with (run / RESERVE).open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, RESERVE_BYTES)
+
+
 def supervise(
     run: Path,
     launch: Launch | None,
@@ -112,12 +127,19 @@ def supervise(
                 time.sleep(POLL_SECONDS)
         except Interrupted:
             interrupted = True
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            fault = detector.disk_full(time.monotonic(), socket.gethostname())
         finally:
+            (run / RESERVE).unlink(missing_ok=True)
             hung = fault is not None and fault.kind in ("stall", "lost-node")
             left_over = _end(node, team, hung)
     _read(reader, detector)
     if fault is not None and hung:
-        fault = dataclasses.replace(fault, message=fault.message + detector.stacks())
+        fault = detector.explained(fault, views)
+    # A node that was told to end is the scheduler's wish as much as a signal here.
+    interrupted = interrupted or any(view.interrupted for view in views.values())
     codes = [node.exit_code if node else 0, *(view.exit_code for view in views.values())]
     return Ending(next((code for code in codes if code), 0), interrupted, left_over, fault, tuple(notices))
 

@@ -5,14 +5,16 @@ from importlib.util import find_spec
 
 import pytest
 
+from conformance import evidence
 from conformance.errors import LaunchError
 from conformance.evidence import Request
 from conformance.internevo.source import find_source
 from conformance.launch.launcher import _free_pair
 from conformance.launch.team import Host
-from conformance.pipeline import Site, _asked, run_workload
+from conformance.pipeline import Site, _asked, _take_over, run_workload
+from conformance.redaction import redact_run
 
-pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
+pytestmark = pytest.mark.needs("torch")
 
 
 def test_a_node_that_does_not_see_node_0s_checkpoints_takes_no_part(tmp_path):
@@ -37,3 +39,43 @@ def test_a_node_that_does_not_see_node_0s_checkpoints_takes_no_part(tmp_path):
     node_0.join(60)
     assert "cannot take part" in told[0]
     assert "file system that all nodes share" in told[0]
+
+
+TELLS = "connect 10.11.12.13 API_TOKEN=hunter2secret\n"
+
+
+def attempt(path):
+    run = evidence.create_run_directory(path)
+    (run / "logs/node0").mkdir()
+    (run / "logs/node0/rank0.log").write_text(TELLS)
+    return run
+
+
+def test_what_a_killed_attempt_left_is_redacted_when_a_run_goes_on_from_it(tmp_path):
+    killed, second, third = (attempt(tmp_path / name) for name in ("killed", "second", "third"))
+    _take_over(killed, second)
+    redact_run(second)
+    logs = [second / "logs/segment0/node0/rank0.log", second / "logs/node0/rank0.log"]
+    assert [log.read_text() for log in logs] == ["connect [address-1] API_TOKEN=[secret]\n"] * 2
+    assert (second / "environment/segment0/redactions.json").exists()
+    assert (killed / "logs/node0/rank0.log").read_text() == TELLS  # its processes may be there yet
+    _take_over(second, third)
+    assert {log.read_text() for log in third.glob("logs/segment*/node0/rank0.log")} == {logs[0].read_text()}
+
+
+def test_a_redacted_attempt_is_taken_over_byte_by_byte(tmp_path):
+    ended, run = attempt(tmp_path / "ended"), attempt(tmp_path / "run")
+    redact_run(ended)
+    (ended / "logs/node0/rank0.log").write_text(TELLS)  # what the journal quoted stays, whatever it is
+    _take_over(ended, run)
+    assert (run / "logs/segment0/node0/rank0.log").read_text() == TELLS
+
+
+def test_a_refused_resumption_leaves_no_run_directory(tmp_path):
+    if find_spec("internlm") is None:
+        pytest.skip("InternEvo is not installed; `make test` installs it")
+    earlier = attempt(tmp_path / "earlier")
+    site = Site("cpu", None, tmp_path, run_dir=tmp_path / "run", resume=earlier)
+    with pytest.raises(LaunchError, match="no checkpoint to go on from: none is complete"):
+        run_workload(Request("tiny-accuracy", 1, 1, {}, 1024), site, lambda plan: pytest.fail("it began"))
+    assert not (tmp_path / "run").exists()
