@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 
 from conformance import __version__
@@ -37,8 +38,11 @@ afterwards:
   conformance bundle reports/RUN -o run.tar     pack it
   conformance verify run.tar                    judge it, as a lab does
 
-exit codes: 0 good, 1 judged and not good, 2 could not judge (bad input, unreadable files), 130 interrupted
+exit codes: 0 good, 1 judged and not good, 2 could not judge (bad input, unreadable files), 130 interrupted, 141 nobody
+read the answer to its end
 """
+# What a shell reports of a program that a closed pipe ended: 128 and the number of SIGPIPE.
+BROKEN_PIPE = 141
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,16 +67,24 @@ def main(argv: list[str] | None = None) -> int:
         _module(name).configure(command)
     args = parser.parse_args(argv)
     try:
-        return int(_module(args.command).run(args))
+        code = int(_module(args.command).run(args))
+        sys.stdout.flush()  # what was printed may still lie in the buffer, and a closed pipe is met only here
+        return code
     except ConformanceError as error:
         print(f"conformance {args.command}: {_visible(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"conformance {args.command}: interrupted.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe left, as `head` does
-        sys.stderr.close()
-        return 0
+    except (
+        BrokenPipeError,
+        SystemExit,
+    ) as error:  # the reader left, as `head` does: nobody heard the verdict
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        # Rich makes a SystemExit(1) of it. Python complains when it flushes at its end, unless there is somewhere to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
 
 
 def _visible(text: str) -> str:
