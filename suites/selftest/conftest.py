@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from importlib.util import find_spec
 
 import pytest
 
@@ -15,6 +16,13 @@ from conformance.selftest.run import end_journal, good_run
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
+
+
+def pytest_runtest_setup(item):
+    """Skip where a module is not installed. A test file asks by a mark, for importing torch takes seconds."""
+    for mark in item.iter_markers("needs"):
+        if find_spec(mark.args[0]) is None:
+            pytest.skip(f"{mark.args[0]} is not installed; `make test` installs it")
 
 
 def missing(reason):

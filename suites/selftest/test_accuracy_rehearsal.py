@@ -14,9 +14,7 @@ from conformance.checks.finding import Result, Verdict
 from conformance.evidence import RunDirectory
 from conformance.judgement import judge
 
-pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
-pytest.importorskip("sentencepiece", reason="the corpus is encoded with it; `make test` installs it")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.needs("torch"), pytest.mark.needs("sentencepiece")]
 
 ROOT = Path(__file__).resolve().parents[2]
 

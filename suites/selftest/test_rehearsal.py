@@ -18,8 +18,7 @@ import pytest
 from conformance import journal
 from conformance.launch.torchrun import RUN_MARK
 
-pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.needs("torch")]
 
 ROOT = Path(__file__).resolve().parents[2]
 

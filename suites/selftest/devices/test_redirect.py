@@ -8,7 +8,7 @@ import pytest
 
 from conformance.launch.torchrun import free_port
 
-pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
+pytestmark = pytest.mark.needs("torch")
 
 # InternEvo's own sorting of gradients by type, and its reduction, on two ranks with different gradients.
 REDUCE = """

@@ -11,7 +11,7 @@ import pytest
 from conformance.internevo.patches import PATCHES
 from conformance.launch.torchrun import free_port
 
-pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
+pytestmark = pytest.mark.needs("torch")
 
 # A second InternEvo to prove the patches on, such as a checkout of a reference tag.
 CHECKOUT = os.environ.get("CONFORMANCE_TEST_INTERNEVO", "")

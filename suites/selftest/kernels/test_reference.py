@@ -2,18 +2,25 @@
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
-
-import torch.nn.functional as F
-
-from conformance.kernels import fast, reference, standins
+pytestmark = pytest.mark.needs("torch")
 
 LENGTHS = [1, 7, 33, 64]
 HEADS, KV_HEADS, DIM = 8, 2, 16
 
 
-def packed(seed, dtype=torch.float64):
+@pytest.fixture(autouse=True)
+def imported():
+    """Importing torch takes seconds, which collecting the tests need not wait for."""
+    global torch, F, fast, reference, standins
+    import torch
+    import torch.nn.functional as F
+
+    from conformance.kernels import fast, reference, standins
+
+
+def packed(seed, dtype=None):
     torch.manual_seed(seed)
+    dtype = dtype or torch.float64
     tokens = sum(LENGTHS)
     q = torch.randn(tokens, HEADS, DIM, dtype=dtype, requires_grad=True)
     kv = torch.randn(tokens, 2, KV_HEADS, DIM, dtype=dtype, requires_grad=True)

@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
+pytestmark = pytest.mark.needs("torch")
 
 PROGRAM = textwrap.dedent(
     """

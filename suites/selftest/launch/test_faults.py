@@ -23,8 +23,7 @@ from conformance.launch.node import Launch
 from conformance.launch.supervise import supervise
 from conformance.launch.torchrun import environment, free_port
 
-pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.needs("torch")]
 
 HERE = Path(__file__).parent
 # On a loaded machine a step of 0.2 s takes seconds: only the test of a stall has a short limit for it.

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.needs("torch")]
 
 ROOT = Path(__file__).parents[3]
 PLUGIN = Path(__file__).parent / "striking_device"

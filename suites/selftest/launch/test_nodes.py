@@ -13,8 +13,7 @@ import pytest
 from conformance.cli import main
 from conformance.launch.launcher import _free_pair
 
-pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.needs("torch")]
 
 ROOT = Path(__file__).parents[3]
 

@@ -18,8 +18,7 @@ import pytest
 from conformance.cli import main
 from conformance.launch.torchrun import free_port
 
-pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.needs("torch")]
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "sinfo", "scontrol")
 CONFIG = """

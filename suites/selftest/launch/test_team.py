@@ -10,7 +10,7 @@ from conformance.launch.detect import NodeView
 from conformance.launch.launcher import _free_pair
 from conformance.launch.team import STOP_WITH_STACKS, Host, Member
 
-pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
+pytestmark = pytest.mark.needs("torch")
 
 REQUEST = {"workload": "tiny-perf"}
 JOB = {"run": "run", "lost_node_seconds": 30}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
+pytestmark = pytest.mark.needs("torch")
 
 from conformance.checks.finding import Result
 from conformance.checks.preflight import Preflight, judge

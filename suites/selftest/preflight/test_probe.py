@@ -6,9 +6,16 @@ import time
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
-
 from conformance.preflight.probe import Journal, plain, relative_error, spread
+
+pytestmark = pytest.mark.needs("torch")
+
+
+@pytest.fixture(autouse=True)
+def imported():
+    """Importing torch takes seconds, which collecting the tests need not wait for."""
+    global torch
+    import torch
 
 
 def test_a_wrong_row_that_the_norm_hides_is_seen_by_row():

@@ -1,17 +1,24 @@
 """The shapes and groups that are measured are those of the plan."""
 
 import pytest
-
-pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
-
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conformance.preflight.collectives import SCALE, WHOLE, bus_factor, contribution, parallel_groups
-from conformance.preflight.compute import gemm_shapes
-from conformance.preflight.kernels import document_lengths
 from conformance.spec import load_workload
+
+pytestmark = pytest.mark.needs("torch")
+DTYPES = ("bfloat16", "float32", "int64")
+
+
+@pytest.fixture(autouse=True)
+def imported():
+    """Importing torch takes seconds, which collecting the tests need not wait for."""
+    global torch, SCALE, WHOLE, bus_factor, contribution, parallel_groups, gemm_shapes, document_lengths
+    import torch
+
+    from conformance.preflight.collectives import SCALE, WHOLE, bus_factor, contribution, parallel_groups
+    from conformance.preflight.compute import gemm_shapes
+    from conformance.preflight.kernels import document_lengths
 
 
 @given(st.integers(6, 14).map(lambda n: 2**n), st.integers(1, 4), st.integers(0, 100))
@@ -57,9 +64,14 @@ def test_every_rank_is_in_one_group_of_each_kind(sizes):
         assert sorted(rank for group in members for rank in group) == list(range(world))
 
 
-@pytest.mark.parametrize("dtype", list(WHOLE))
+def test_every_type_that_is_reduced_is_tested_here():
+    assert {str(dtype).removeprefix("torch.") for dtype in WHOLE} == set(DTYPES)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 100])
 def test_sums_are_exact_and_lose_what_a_rank_gives(dtype, size):
+    dtype = getattr(torch, dtype)
     ranks = list(range(size))
     parts = [contribution(rank, ranks, dtype) for rank in ranks]
     total = torch.stack([part.double() for part in parts]).sum(0)
@@ -68,8 +80,9 @@ def test_sums_are_exact_and_lose_what_a_rank_gives(dtype, size):
         assert not torch.equal(total - parts[left_out].double(), total)
 
 
-@pytest.mark.parametrize("dtype", list(WHOLE))
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_silent_downcast_changes_the_sum(dtype):
+    dtype = getattr(torch, dtype)
     lower = {torch.bfloat16: torch.float16, torch.float32: torch.bfloat16, torch.int64: torch.float32}[dtype]
     given_values = contribution(0, [0, 1], dtype)
     assert not torch.equal(given_values.to(lower).double(), given_values.double())
