@@ -13,13 +13,15 @@ RUN := $(shell date -u +%Y%m%d-%H%M%S)
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
 
-# One stamp per set of extras; a changed pyproject.toml installs again.
-$(VENV)/.rehearsal: pyproject.toml
+$(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "No python3 found; install Python 3.10 to 3.13."; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	@$(PYTHON) -m venv $(VENV) || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    rm -rf $(VENV); apt-get update -qq && apt-get install -y -qq python3-venv && $(PYTHON) -m venv $(VENV); \
-	  else echo "python3 -m venv failed; install the package python3-venv."; exit 1; fi; }
+	  else rm -rf $(VENV); echo "python3 -m venv failed; install the package python3-venv."; exit 1; fi; }
+
+# One stamp per set of extras; a changed pyproject.toml installs again.
+$(VENV)/.rehearsal: pyproject.toml | $(BIN)/python
 	@echo "Installing into $(VENV) (about a minute the first time; torch is large)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[rehearsal]'
 	@touch $@
@@ -56,11 +58,20 @@ bench: $(VENV)/.dev ## run the benchmarks that this machine can, each beside its
 	  echo "== $$script"; $(BIN)/python $$script; code=$$?; \
 	  case $$code in 0|3|4) ;; *) echo "$$script broke."; exit $$code;; esac; done
 
-# EXTRAS=data,rehearsal also gathers torch and InternEvo 0.2.2 for a rehearsal there.
+# EXTRAS=data,rehearsal also gathers torch and InternEvo 0.2.2 for a rehearsal there; INTERNEVO names a mirror or a clone
+# in place of GitHub, and empty leaves InternEvo out.
 EXTRAS ?= data
-wheelhouse: $(VENV)/.rehearsal ## gather in wheelhouse/ what a site without a network installs; EXTRAS=data by default
+INTERNEVO ?= https://github.com/InternLM/InternEvo
+TAGS := v0.2.3dev20240201 v0.3.1dev20240229
+wheelhouse: | $(BIN)/python ## gather in wheelhouse/ what a site without a network installs (docs/vendor.md)
 	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --wheel-dir wheelhouse '.[$(EXTRAS)]'
+	@test -z "$(INTERNEVO)" || { clone=$$(mktemp -d) && trap 'rm -rf "$$clone"' EXIT \
+	  && git clone --quiet --bare -- "$(INTERNEVO)" "$$clone" \
+	  && git --git-dir="$$clone" bundle create --quiet wheelhouse/InternEvo.bundle $(TAGS); } || { \
+	  echo "The wheels are gathered, InternEvo is not: $(INTERNEVO) could not be cloned or lacks a tag of $(TAGS)."; \
+	  echo "Name a mirror or a clone with INTERNEVO=PATH, or leave it out with INTERNEVO= ."; exit 1; }
 	@echo "There: pip install --no-index --find-links wheelhouse 'internevo-conformance[$(EXTRAS)]'"
+	@test -z "$(INTERNEVO)" || echo "       conformance internevo get --from wheelhouse/InternEvo.bundle"
 
 clean: ## remove the venv and caches; reports stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -36,11 +36,12 @@ pytest() {
   "$PYTHON" -m pytest --collect-only -q -p no:cacheprovider --devices-per-node 8 "$@"
 }
 python() { "$PYTHON" "$@"; }
+python3() { "$PYTHON" "$@"; }
 pip() { [ "$1" = install ]; }
 make() { command make --dry-run "$@" > /dev/null; }
 conformance() {
   case "$*" in
-    "internevo get"*) "$PYTHON" -m conformance.cli internevo get --help > /dev/null && [ "$3" = --tag ] ;;
+    "internevo get"*) "$PYTHON" -m conformance.cli internevo get --help > /dev/null && [[ "$3" =~ ^--(tag|from)$ ]] ;;
     *) "$PYTHON" -m conformance.cli "$@" ;;
   esac
 }
@@ -107,6 +108,7 @@ def stage(tmp_path, monkeypatch):
     runs = [perf, accuracy, preflight.rename(preflight.with_name("20261124-030000-preflight"))]
     for run in runs:
         write_report(run, judge(RunDirectory(run)), lab.path["vendor"])
+    (lab.folder / "20261124-000000-tiny-perf.tar").touch()  # as `make rehearsal` leaves one beside its run
     return tmp_path
 
 
@@ -124,7 +126,7 @@ topology = "one node"
 power_watts_per_node = 200
 cooling = "air"
 """
-BUNDLE = "bundle reports/2* --vendor ACME --system filled.toml --signing-key keys/vendor.pem -o"
+BUNDLE = "bundle reports/2*/ --vendor ACME --system filled.toml --signing-key keys/vendor.pem -o"
 # What a reader has by then, made by these commands, where no command of the page makes it.
 BEFORE = {
     "acme.pem": "conformance keygen -o acme.pem",
