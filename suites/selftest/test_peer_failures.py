@@ -166,17 +166,68 @@ class TestCounterThatNobodyRead:
         assert judged(preflight)["device-health"].result is Result.FAIL
 
 
+# Functions that run what they are given, by their own name or as an attribute of whatever; and those of these modules.
+EVALUATE = {"eval", "exec", "query", "popen", "unsafe_load"}
+UNPICKLE = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+
+
+def evaluated(text):
+    """What a program evaluates, unpickles or gives to a shell."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else names
+            yield from {module.split(".")[0] for module in modules} & UNPICKLE
+            yield from set(names) & EVALUATE if isinstance(node, ast.ImportFrom) else ()
+        if isinstance(node, ast.Attribute) and (node.attr in EVALUATE or ast.unparse(node) == "os.system"):
+            yield node.attr
+        # A bare compile is the built-in; re.compile and torch.compile are not.
+        if isinstance(node, ast.Name) and node.id in {"eval", "exec", "compile", "__import__"}:
+            yield node.id
+        if isinstance(node, ast.Constant) and node.value in ("eval", "exec"):
+            yield f"{node.value!r}, for getattr"
+        if isinstance(node, ast.keyword) and node.arg == "shell":
+            yield "shell"
+
+
 class TestEvaluatedString:
     """A rule of a submission was a string that the checker evaluated."""
 
     def test_nothing_in_the_suite_evaluates_text(self):
-        called = {
-            (path.name, node.func.id)
+        found = {
+            path.relative_to(PACKAGE).as_posix(): names
             for path in PACKAGE.rglob("*.py")
-            for node in ast.walk(ast.parse(path.read_text("utf-8")))
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec")
+            if (names := set(evaluated(path.read_text("utf-8"))))
         }
-        assert called == set()
+        assert found == {}
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "eval(rule)",
+            "run = exec\nrun(rule)",
+            "builtins.eval(rule)",
+            "from builtins import eval as judge",
+            "getattr(builtins, 'eval')(rule)",
+            "compile(rule, '', 'eval')",
+            "__import__(rule)",
+            "frame.eval(rule)",
+            "frame.query(rule)",
+            "import pickle",
+            "from pickle import loads",
+            "import dill as json",
+            "os.system(rule)",
+            "from os import popen",
+            "subprocess.run(rule, shell=True)",
+            "yaml.unsafe_load(rule)",
+        ],
+    )
+    def test_each_way_to_do_it_would_be_seen(self, text):
+        assert set(evaluated(text))
+
+    def test_what_is_like_it_is_not_taken_for_it(self):
+        assert not set(evaluated("re.compile(pattern)\nsubprocess.run([tool])\njson.loads(text)\nevaluate(rule)"))
 
     def test_a_value_in_a_log_is_text(self, run, tmp_path):
         mark = tmp_path / "was-here"
