@@ -20,6 +20,8 @@ examples:
   conformance data fingerprint data
   conformance data check data
 """
+# RedPajama-Data-1T-Sample has 11 files.
+MAX_LISTED = 12
 # Where there is no terminal, a line at most this often.
 PLAIN_INTERVAL_SECONDS = 10.0
 # Blocks come by dozens a second from many cores.
@@ -75,8 +77,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from conformance.data import Progress, prepare
+    from conformance.data import Progress, find_inputs, prepare
 
+    inputs = find_inputs(args.inputs)
+    listed = ", ".join(source.path.name for source in inputs[:MAX_LISTED])
+    more = f" and {len(inputs) - MAX_LISTED} more" if len(inputs) > MAX_LISTED else ""
+    size = sum(source.size for source in inputs) / 1e6
+    files = f"{len(inputs)} file{'s' * (len(inputs) > 1)}"
+    print(f"Inputs: {files} of {size:,.1f} MB: {listed}{more}.", flush=True)
     with _shown("preparing") as show:
 
         def told(progress: Progress) -> None:
@@ -84,7 +92,7 @@ def _prepare(args: argparse.Namespace) -> int:
             show(progress.bytes, progress.total_bytes, f"{progress.tokens:,} tokens{broken}")
 
         prepared = prepare(
-            args.inputs,
+            [source.path for source in inputs],
             args.tokenizer,
             args.out,
             field=args.field,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from conformance.data.checking import check
 from conformance.data.fingerprints import Fingerprint, Shard, fingerprint, read_fingerprint, train_folder
+from conformance.data.inputs import find_inputs
 from conformance.data.preparing import Broken, Prepared, Progress, prepare
 from conformance.data.tokenizer import rehearsal_tokenizer
 
@@ -19,6 +20,7 @@ __all__ = [
     "Progress",
     "Shard",
     "check",
+    "find_inputs",
     "fingerprint",
     "prepare",
     "read_fingerprint",

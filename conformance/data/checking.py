@@ -9,7 +9,16 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import count, pairwise
 from pathlib import Path
 
-from conformance.data.fingerprints import bins, fingerprint, read_fingerprint, read_meta, train_folder
+from conformance.data.fingerprints import (
+    TOKENIZER,
+    bins,
+    fingerprint,
+    meta_path,
+    read_fingerprint,
+    read_meta,
+    train_folder,
+)
+from conformance.data.tokenizer import load_tokenizer
 from conformance.strictjson import quoted
 
 # Documents that a worker takes at a time hold about so many bytes.
@@ -32,24 +41,38 @@ def check(folder: Path, on_progress: Callable[[int, int], None] = lambda done, t
         One sentence for each fault, the first MAX_FAULTS of them; empty for a good folder.
 
     Raises:
-        DataError: The folder was not prepared, or a file is missing or no index.
+        DataError: The folder was not prepared, a file is missing or no index, or sentencepiece is not installed.
     """
     recorded = read_fingerprint(folder)
     found = fingerprint(folder)
+    shards = bins(train_folder(folder))
     faults = []
     if found.digest != recorded.digest:
         faults.append(f"The files' fingerprint is {found.digest}; recorded is {recorded.digest}.")
+    vocabulary = load_tokenizer(folder / TOKENIZER).get_piece_size()
+    if recorded.vocabulary != vocabulary:
+        faults.append(f"{folder / TOKENIZER} has {vocabulary} entries; recorded is {recorded.vocabulary}.")
     faults += [f"{name} holds the same bytes as an earlier shard." for name in found.repeated]
+    faults += [f"{path} is no shard; InternEvo reads all of this folder." for path in _strays(folder, shards)]
     total, done = sum(shard.bytes for shard in found.shards), 0
-    tasks = [task for path in bins(train_folder(folder)) for task in slices(path)]
+    tasks = [task for path in shards for task in slices(path)]
     context = multiprocessing.get_context("spawn")
     cores = len(os.sched_getaffinity(0))
-    with ProcessPoolExecutor(cores, context, initializer=_start_worker, initargs=(recorded.vocabulary,)) as pool:
+    with ProcessPoolExecutor(cores, context, initializer=_start_worker, initargs=(vocabulary,)) as pool:
         for size, told in pool.map(check_slice, *zip(*tasks, strict=True)):
             done += size
             faults += told
             on_progress(done, total)
     return faults[:MAX_FAULTS]
+
+
+def _strays(folder: Path, shards: list[Path]) -> list[Path]:
+    """What lies among the shards and is none: a name beside ``en`` would be a type of data, and stand in the log."""
+    train = train_folder(folder)
+    own = {*shards, *map(meta_path, shards)}
+    own |= {parent for path in shards for parent in path.parents if parent != train}
+    in_train = {path for path in shards if path.parent == train}  # InternEvo takes a shard's folder for its type
+    return sorted(path for path in train.rglob("*") if path not in own or path in in_train)
 
 
 def slices(path: Path) -> list[tuple[Path, int, int]]:
@@ -67,7 +90,8 @@ def slices(path: Path) -> list[tuple[Path, int, int]]:
     size = path.stat().st_size
     cuts = np.searchsorted(offsets, range(SLICE_BYTES, size, SLICE_BYTES))
     edges = sorted({0, len(offsets), *cuts.tolist()})
-    return [(path, first, last) for first, last in pairwise(edges)]
+    # An index of no documents makes a task too: whose file is not empty.
+    return [(path, first, last) for first, last in pairwise(edges)] or [(path, 0, 0)]
 
 
 def check_slice(path: Path, first: int, last: int) -> tuple[int, list[str]]:
@@ -86,6 +110,8 @@ def check_slice(path: Path, first: int, last: int) -> tuple[int, list[str]]:
     if last == len(rows):
         offsets.append(path.stat().st_size)
     faults: list[str] = []
+    if not len(rows):
+        return offsets[-1], [f"{path}: its index lists no document; the file has {offsets[-1]} bytes."]
     if first == 0 and offsets[0] != 0:
         faults.append(f"{path}: the first document begins at byte {offsets[0]}, not 0.")
     with path.open("rb") as file:

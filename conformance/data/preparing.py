@@ -154,6 +154,8 @@ def prepare(
             if not (out / FINGERPRINT).exists():
                 shutil.copyfile(tokenizer, out / TOKENIZER)
                 state = _run(out, sources, state, field, workers or len(os.sched_getaffinity(0)), strict, on_progress)
+                if not state.done.documents:
+                    raise _nothing_to_encode(sources, field, state)
                 result = measure(out, mode, vocabulary)
                 (out / ROWS).unlink(missing_ok=True)
                 _write(out / FINGERPRINT, json.dumps(result.to_json(), indent=1) + "\n")
@@ -162,6 +164,14 @@ def prepare(
     except OSError as error:
         raise DataError(f"{error.filename or out}: {error.strerror or error}.", f"Mend that. {AGAIN}") from error
     return Prepared(read_fingerprint(out), state.done.broken, state.examples)
+
+
+def _nothing_to_encode(sources: Sequence[Input], field: str | None, state: _State) -> DataError:
+    size = sum(source.size for source in sources)
+    what = "no text" if field is None else f"no record with a text in the field {field!r}"
+    told = f"{sources[0].path} holds" if len(sources) == 1 else f"The {len(sources)} input files hold"
+    broken = f"; {state.done.broken:,} lines are broken, first {state.examples[0]}" if state.examples else ""
+    return DataError(f"{told} {what} in {size:,} bytes{broken}.", "Name other inputs, and another folder.")
 
 
 def _run(

@@ -32,6 +32,7 @@ def test_prepare_fingerprint_check(source, tokenizer, tmp_path, capsys):
     assert main(["data", "prepare", source, "--tokenizer", tokenizer, "--out", out, "--workers", "1"]) == 0
     printed = capsys.readouterr().out
     digest = data.fingerprint(tmp_path / "out").digest
+    assert printed.startswith("Inputs: 1 file of 0.0 MB: a.jsonl.\n")
     assert "Broken lines: 1." in printed
     assert f"{source}, line 2: the line is not JSON" in printed
     assert f"{out}: 3 documents" in printed
@@ -75,6 +76,21 @@ def test_bad_input_is_a_sentence(source, tokenizer, tmp_path, capsys):
     assert capsys.readouterr().err.startswith(f"conformance data: {source}, line 2: the line is not JSON.")
     assert main(["data", "check", str(tmp_path / "out")]) == 2
     assert "no finished data folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "told"),
+    [
+        ("", [], "holds no text in 0 bytes."),
+        ('{"txt": 1}\n', ["--field", "text"], "holds no record with a text in the field 'text' in 11 bytes; 1 lines"),
+    ],
+)
+def test_inputs_without_a_document_are_told(text, options, told, source, tokenizer, tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text(text)
+    command = ["data", "prepare", source, "--tokenizer", tokenizer, "--out", str(tmp_path / "out"), *options]
+    for _ in range(2):  # also when it goes on
+        assert main([*command, "--workers", "1"]) == 2
+        assert f"{source} {told}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [["--workers", "0"], ["--workers", "x"], ["--raw", "--field", "text"]])

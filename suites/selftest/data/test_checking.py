@@ -145,6 +145,50 @@ def test_a_repeated_shard_is_found(folder):
     assert data.check(folder) == ["en/ba-00000.bin holds the same bytes as an earlier shard."]
 
 
+def record(folder, vocabulary=32000):
+    (folder / "fingerprint.json").write_text(json.dumps(measure(folder, "raw", vocabulary).to_json()))
+
+
+def test_an_index_of_no_documents_is_found(folder):
+    path = shard(folder)
+    with meta_path(path).open("wb") as file:
+        np.save(file, np.zeros((0, 2), dtype=np.int32))
+    record(folder)
+    assert data.check(folder) == [f"{path}: its index lists no document; the file has {path.stat().st_size} bytes."]
+
+
+@pytest.mark.parametrize("vocabulary", [99_999, 31_999])
+def test_another_vocabulary_than_the_tokenizers_is_found(folder, vocabulary):
+    record(folder, vocabulary)
+    assert data.check(folder) == [f"{folder / 'tokenizer.model'} has 32000 entries; recorded is {vocabulary}."]
+
+
+def test_ids_are_held_against_the_tokenizer_not_the_record(folder):
+    edit(folder, replace(5, b"[1,", b"[32000,"))
+    record(folder, 99_999)
+    assert any(NO_ID.format("32000") in fault for fault in data.check(folder))
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "en/notes.txt", "cn", "en/b-00000.bin.meta", ".cache/x"])
+def test_what_is_no_shard_is_found_among_them(folder, name):
+    stray = data.train_folder(folder) / name
+    if name == "cn":
+        stray.mkdir()
+    else:
+        stray.parent.mkdir(exist_ok=True)
+        stray.write_text("x")
+    expected = f"{stray} is no shard; InternEvo reads all of this folder."
+    assert expected in data.check(folder)
+
+
+def test_a_shard_without_a_type_is_found(folder):
+    path = shard(folder)
+    for one in (path, meta_path(path)):
+        one.rename(data.train_folder(folder) / one.name)
+    record(folder)
+    assert any(f"{data.train_folder(folder) / path.name} is no shard" in fault for fault in data.check(folder))
+
+
 def test_many_faults_are_cut_short(folder):
     def change(lines, rows):
         for row in rows:
