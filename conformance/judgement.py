@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -316,7 +316,8 @@ def _judge_data(
         data_checks.pinned(plan, data, plan.workload.data_digest),
         data_checks.loaded(plan, data, heads, types),
     ]
-    consumed = len(steps) * plan.tokens_per_step
+    # A step whose update is skipped has no line, and has consumed its tokens all the same.
+    consumed = (int(steps["step"].iloc[-1]) + 1) * plan.tokens_per_step
     told = {"digest": data.digest, "tokens": data.tokens, "documents": data.documents, "mode": data.mode}
     return findings, {**told, "consumed_tokens": consumed, "passes": consumed / data.tokens}
 
@@ -343,20 +344,21 @@ def compare_with_curve(
     return found, "" if found is not None else "Too few steps, or not from step 0, to compare with the curve."
 
 
-def curve_of(plan: Plan, data: str | None) -> Curve | None:
+def curve_of(plan: Plan, data: str | None, curves: Iterable[Curve] | None = None) -> Curve | None:
     """Find the reference curve of a plan.
 
     Args:
         plan: The plan.
-        data: Digest of the data's fingerprint, or ``dummy``; None for any.
+        data: Digest of the data's fingerprint, or ``dummy``; None where it is not known.
+        curves: Curves to choose from; None for the suite's own.
 
     Returns:
         The curve; None where there is none of this workload, shape, batch and schedule on these data.
     """
     wanted = (plan.workload.name, plan.model.num_layers, plan.total_steps, plan.tokens_per_step)
-    for curve in load_curves():
+    for curve in load_curves() if curves is None else curves:
         told = (curve.workload, curve.num_layers, curve.total_steps, curve.tokens_per_step)
-        if told == wanted and data in (None, curve.data):
+        if told == wanted and data == curve.data:
             return curve
     return None
 

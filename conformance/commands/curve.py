@@ -1,4 +1,4 @@
-"""``conformance curve make``: a reference curve from several runs that differ in nothing but their seed."""
+"""``conformance curve``: a reference curve from runs that differ in nothing but their seed; other runs against it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from conformance.spec.curves import Curve
 
 EPILOG = """\
-exit codes: 0 written; 2 the runs make no curve
+exit codes: 0 written, or on the curve; 1 off the curve; 2 the runs make no curve, or there is none of theirs
 
-example:
+examples:
   for s in 1 2 3; do pytest suites/perf -m slice --seed $s --set total_steps=100 --run-dir runs/$s; done
   conformance curve make runs/1 runs/2 runs/3 -o slice-7b.json
+  conformance curve compare other/1 other/2 --curve slice-7b.json
 """
 
 
@@ -25,41 +26,94 @@ def configure(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The command's parser.
     """
-    parser.description = "Make a reference curve, which the first steps of later runs are compared with."
+    parser.description = "Make a reference curve, and compare the first steps of other runs with one."
     parser.epilog = EPILOG
     commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     make = commands.add_parser("make", help="make a curve from finished runs")
     make.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory; one for each seed, 3 or more")
     make.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="curve to write, .json")
+    compare = commands.add_parser("compare", help="hold the mean of one run or several against a curve")
+    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory; one for each seed")
+    compare.add_argument("--curve", type=Path, metavar="FILE", help="the curve (default: the suite's own of such runs)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Judge the runs again and write their curve.
+    """Judge the runs again, and write their curve or compare them with one.
 
     Args:
         args: Parsed arguments.
 
     Returns:
-        0 when it is written.
+        0 when it is written, or when they are on it; 1 when they are not.
     """
     from conformance.evidence import RunDirectory
     from conformance.judgement import judge
+
+    judged = [(path, judge(RunDirectory(path))) for path in args.runs]
+    return _make(judged, args.output) if args.action == "make" else _compare(judged, args.curve)
+
+
+def _make(judged: list[tuple[Path, Judgement]], output: Path) -> int:
     from conformance.spec.curves import write_curve
 
-    curve = _curve([(path, judge(RunDirectory(path))) for path in args.runs])
-    write_curve(args.output, curve)
+    curve = _curve(judged)
+    write_curve(output, curve)
     first, last = (sum(run[i] for run in curve.losses) / len(curve.losses) for i in (0, -1))
     print(
-        f"{args.output}: {curve.workload}, {len(curve.losses)} runs of {curve.steps} steps, "
+        f"{output}: {curve.workload}, {len(curve.losses)} runs of {curve.steps} steps, "
         f"mean loss {first:.4f} to {last:.4f}."
     )
     return 0
 
 
-def _curve(judged: list[tuple[Path, Judgement]]) -> Curve:
-    """Put runs together that are sound, of one plan and data, and of different seeds."""
+def _compare(judged: list[tuple[Path, Judgement]], file: Path | None) -> int:
+    import numpy as np
+
+    from conformance.checks.curve import agrees
+    from conformance.checks.finding import Result
+    from conformance.errors import EvidenceError
+    from conformance.judgement import DUMMY, curve_of
+    from conformance.metrics.curve import compare
+    from conformance.spec.curves import read_curve
+
+    _require_alike(judged)
+    plan, data = judged[0][1].plan, _data(judged[0][1]) or DUMMY
+    own = curve_of(plan, data, None if file is None else (read_curve(file),))
+    if own is None:
+        raise EvidenceError(
+            f"{file or 'No curve of the suite'} is {'no' if file else 'a'} curve of {plan.workload.name} as it was run "
+            "here: workload, layers, steps, tokens of a step and data must be the same.",
+            "Make one: conformance curve make.",
+        )
+    steps = min(len(judgement.losses) for _, judgement in judged)
+    found = compare(own, np.array([judgement.losses[:steps] for _, judgement in judged]))
+    if found is None:
+        raise EvidenceError(
+            f"The runs have {steps} steps in common from step 0; a comparison takes ten.", "Run longer."
+        )
+    finding = agrees(found)
+    seeds = ", ".join(str(judgement.plan.seed) for _, judgement in judged)
+    print(f"{plan.workload.name}, mean of {len(judged)} run{'s' * (len(judged) > 1)} of seed {seeds}.")
+    print(f"{finding.result.value}: {finding.message} {finding.next_step}".rstrip())
+    return 0 if finding.result is Result.PASS else 1
+
+
+def _require_alike(judged: list[tuple[Path, Judgement]]) -> None:
+    """Refuse runs that differ in more than their seed, or not in that."""
     import dataclasses
 
+    from conformance.errors import EvidenceError
+
+    (path, first), seeds = judged[0], [judgement.plan.seed for _, judgement in judged]
+    for other, judgement in judged:
+        if dataclasses.replace(judgement.plan, seed=first.plan.seed) != first.plan or _data(judgement) != _data(first):
+            raise EvidenceError(f"{other} and {path} differ in more than their seed.", "Run all of them alike.")
+    if len(set(seeds)) < len(seeds):
+        raise EvidenceError("Two runs have the same seed.", "Run each with a seed of its own.")
+
+
+def _curve(judged: list[tuple[Path, Judgement]]) -> Curve:
+    """Put runs together that are sound, of one plan and data, and of different seeds."""
     from conformance import __version__
     from conformance.checks.finding import Result
     from conformance.errors import EvidenceError
@@ -70,20 +124,17 @@ def _curve(judged: list[tuple[Path, Judgement]]) -> Curve:
 
     if len(judged) < MIN_RUNS:
         raise EvidenceError(f"A curve takes {MIN_RUNS} runs or more; got {len(judged)}.", "Run with other seeds.")
+    _require_alike(judged)
     made, first, checks = [], judged[0][1], load_checks()
     for path, judgement in judged:
-        plan, losses = judgement.plan, judgement.losses
+        losses = judgement.losses
         bad = [f.check for f in judgement.findings if f.result in (Result.FAIL, Result.ERROR)]
         bad = [check for check in bad if checks[check].severity == "required" and check not in NOT_ASKED]
         if bad or not losses:
             raise EvidenceError(f"{path} is no reference: {', '.join(bad) or 'it has no steps'}.", "Run it again.")
-        if dataclasses.replace(plan, seed=first.plan.seed) != first.plan or _data(judgement) != _data(first):
-            raise EvidenceError(f"{path} and {judged[0][0]} differ in more than their seed.", "Run all of them alike.")
-        made.append((plan.seed, tuple(losses[:STEPS])))
-    if len(dict(made)) < len(made) or len({len(losses) for _, losses in made}) > 1:
-        raise EvidenceError(
-            "Two runs have the same seed, or some have fewer steps.", "Run each with a seed of its own."
-        )
+        made.append((judgement.plan.seed, tuple(losses[:STEPS])))
+    if len({len(losses) for _, losses in made}) > 1:
+        raise EvidenceError("Some runs have fewer steps than others.", "Run them again, to their end.")
     plan = first.plan
     return Curve(
         workload=plan.workload.name,

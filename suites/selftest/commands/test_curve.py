@@ -1,6 +1,7 @@
-"""conformance curve make: from runs to a curve, and what makes none."""
+"""conformance curve: from runs to a curve, what makes none, and other runs held against one."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def shorten(runs):
     [
         (lambda runs: runs.pop(), "takes 3 runs or more; got 2"),
         (set_seed_of_first, "have the same seed"),
-        (shorten, "is no reference"),
+        (shorten, "differ in more than their seed"),
         (lambda runs: (runs[1] / LOGS[1]).write_text(""), "is no reference"),
     ],
 )
@@ -76,3 +77,66 @@ def test_what_makes_no_curve_is_one_sentence(runs, tmp_path, capsys, spoil, told
     assert make(runs, tmp_path / "c.json") == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "c.json").exists()
+
+
+def compare(runs, *options):
+    return main(["curve", "compare", *map(str, runs), *map(str, options)])
+
+
+def scale(runs, factor):
+    """The losses of all ranks, the whole run through."""
+    for run in runs:
+        for name in LOGS:
+            text = (run / name).read_text()
+            edited = re.sub(
+                r"loss_from_metric=(\S+)", lambda found: f"loss_from_metric={float(found[1]) * factor:.4f}", text
+            )
+            (run / name).write_text(edited)
+
+
+def test_honest_runs_are_on_the_suites_own_curve(runs, capsys):
+    assert compare(runs[:1]) == 0
+    one = capsys.readouterr().out
+    assert one.startswith("tiny-accuracy, mean of 1 run of seed 1024.\nPASS: Over the first 100 steps")
+    assert compare(runs) == 0
+    three = capsys.readouterr().out
+    assert three.startswith("tiny-accuracy, mean of 3 runs of seed 1024, 1, 2.\nPASS: ")
+    assert bound(three) < bound(one)
+
+
+def bound(told):
+    return float(re.search(r"bound ([\d.]+)%", told)[1])
+
+
+def test_what_one_run_hides_in_its_noise_several_show(runs):
+    """All three are the same run: what is added to it stands out of the narrower bound first."""
+    while compare(runs) == 0:
+        scale(runs, 1.002)
+    assert compare(runs[:1]) == 0
+
+
+def test_runs_are_held_against_a_curve_of_the_vendors_own(runs, tmp_path, capsys):
+    assert make(runs, tmp_path / "c.json") == 0
+    assert compare(runs[:1], "--curve", tmp_path / "c.json") == 0
+    assert "curve of 3 reference runs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (set_seed_of_first, "have the same seed"),
+        (shorten, "differ in more than their seed"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_sentence(runs, capsys, spoil, told):
+    spoil(runs)
+    assert compare(runs) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_curve_of_other_data_is_none_of_theirs(runs, tmp_path, capsys):
+    assert make(runs, tmp_path / "c.json") == 0
+    value = json.loads((tmp_path / "c.json").read_text())
+    (tmp_path / "c.json").write_text(json.dumps({**value, "data": "f" * 64}))
+    assert compare(runs, "--curve", tmp_path / "c.json") == 2
+    assert "is no curve of tiny-accuracy as it was run here" in capsys.readouterr().err
