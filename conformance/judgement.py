@@ -42,6 +42,7 @@ class Judgement:
         verdict: What may be claimed.
         steps: step, tgs and loss of every logged step, and mean_loss, over all ranks, of the first ones; for drawing.
         losses: Loss over all data-parallel ranks by step from 0, in nats/token, as a reference curve holds it.
+        series: Digest of the logged losses and gradient norms; empty where no step was logged.
     """
 
     plan: Plan
@@ -50,6 +51,7 @@ class Judgement:
     verdict: Verdict
     steps: Sequence[Mapping[str, float]] = ()
     losses: Sequence[float] = ()
+    series: str = ""
 
 
 # What a workload without a data set of its own names as its data.
@@ -113,6 +115,7 @@ def judge(files: Evidence) -> Judgement:
     metrics: dict[str, Any] = {}
     steps: list[dict[str, float]] = []
     losses: list[float] = []
+    series = ""
     try:
         device = _model(last.ranks)
         limits = Limits(device=device, ceiling_tflops=known_ceiling(device))
@@ -132,6 +135,7 @@ def judge(files: Evidence) -> Judgement:
         metrics["curve"] = None if comparison is None else plain(asdict(comparison))
         first_losses = losses_of(analysed.steps)
         losses = [] if first_losses is None else first_losses.tolist()
+        series = series_digest(analysed.steps)
         del metrics["findings"]  # they stand beside the metrics, with those of the other checks
         steps = [dict(zip(DRAWN, row, strict=True)) for row in analysed.steps[list(DRAWN)].itertuples(index=False)]
         for row, loss in zip(steps, losses, strict=False):  # losses end where a step is missing
@@ -142,7 +146,8 @@ def judge(files: Evidence) -> Judgement:
     ]
     # What is advisory is reported with its own result, and decides nothing.
     decisive = [found for found in findings if checks[found.check].severity != "advisory"]
-    return Judgement(plan, tuple(findings), metrics, verdict(decisive, required, plan.workload.official), steps, losses)
+    claim = verdict(decisive, required, plan.workload.official)
+    return Judgement(plan, tuple(findings), metrics, claim, steps, losses, series)
 
 
 # The tasks of a preflight on a thousand devices take some MiB each.
@@ -376,6 +381,19 @@ def losses_of(steps: pd.DataFrame) -> Matrix | None:
     whole = steps["step"].to_numpy() == np.arange(len(steps))
     count = len(whole) if whole.all() else int(np.argmin(whole))
     return np.asarray(steps[name].to_numpy()[:count], dtype=np.float64) if count else None
+
+
+def series_digest(steps: pd.DataFrame) -> str:
+    """Name what a run computed, so that a copy of its log is known again whatever seed, clock or speed it shows.
+
+    Args:
+        steps: Its steps.
+
+    Returns:
+        sha256, hex, over every logged loss and gradient norm.
+    """
+    columns = sorted(name for name in map(str, steps) if name == "loss" or name.startswith("grad_norm"))
+    return hashlib.sha256(steps[columns].to_numpy(np.dtype("<f8")).tobytes()).hexdigest()
 
 
 def _chained(files: Evidence, attempts: Sequence[Attempt], resumable: bool) -> Finding:

@@ -50,6 +50,7 @@ class RunFacts:
         data: Digest of the data set that it trained on; None where its evidence tells of none.
         data_name: Name of the data set that the workload has to train on; empty where the evidence tells no workload.
         steps: step, tgs and loss of every logged step, for drawing.
+        series: Digest of the logged losses and gradient norms; empty where no step was logged.
     """
 
     name: str
@@ -67,6 +68,7 @@ class RunFacts:
     data: str | None
     data_name: str
     steps: Sequence[Mapping[str, float]] = ()
+    series: str = ""
 
     @property
     def kind(self) -> str:

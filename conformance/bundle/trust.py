@@ -63,12 +63,12 @@ class Bench:
     Args:
         policy: Its policy; None where nobody is to be trusted.
         now: The time.
-        spent: Report id by nonce of the challenges that were answered; None where the lab's list is not at hand.
+        spent: The challenges that were answered; None where the lab's list is not at hand.
     """
 
     policy: Policy | None
     now: datetime
-    spent: Mapping[str, str] | None = None
+    spent: challenges.Spent | None = None
 
 
 @dataclass(frozen=True)
@@ -419,6 +419,11 @@ def _challenge(facts: BundleFacts, vendor: str, bench: Bench) -> Reply:
     policy = bench.policy
     if without and policy is not None and policy.challenge_required:
         return "no", f"{at(without[0])}The run answers no challenge, and the policy requires one."
+    if bench.spent is not None:
+        for run in trained:
+            known = bench.spent.series.get(run.series, facts.report_id)
+            if known != facts.report_id:
+                return "no", f"{at(run)}Its losses and gradient norms are those of a run of the report {known}."
     answering = [run for run in trained if run.challenge is not None]
     if not answering:
         return ("open", "The run answers no challenge.") if policy is None else ("yes", "The policy requires none.")
@@ -434,8 +439,8 @@ def _challenge(facts: BundleFacts, vendor: str, bench: Bench) -> Reply:
     if bench.spent is None:
         return "open", "The lab's own, in time and answered; whether it was spent, only the lab's list tells: --spent."
     for nonce in _nonces(facts):
-        if bench.spent.get(nonce, facts.report_id) != facts.report_id:
-            return "no", f"The challenge {nonce[:16]} was spent by the report {bench.spent[nonce]}."
+        if bench.spent.nonces.get(nonce, facts.report_id) != facts.report_id:
+            return "no", f"The challenge {nonce[:16]} was spent by the report {bench.spent.nonces[nonce]}."
     return "yes", "The lab's own, for this vendor, in time, answered by its seed, and not spent."
 
 

@@ -132,6 +132,7 @@ class Verification:
         runs: The runs; empty when they were not reached.
         vendor: Name of the vendor by its key; empty without a policy.
         nonces: Nonces of the challenges that the runs answered.
+        series: Digests of what the runs logged, as the lab's list of spent challenges keeps them.
     """
 
     verdict: Verdict
@@ -141,6 +142,7 @@ class Verification:
     runs: tuple[VerifiedRun, ...] = ()
     vendor: str = ""
     nonces: tuple[str, ...] = ()
+    series: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The object of ``verify --json``.
@@ -195,7 +197,16 @@ def verify(path: Path, bench: Bench | None = None) -> Verification:
     judged = judge_trust(facts, bench)
     runs = tuple(map(_verified, facts.runs, judged.findings, judged.verdicts))
     told = (*answers, *judged.answers)
-    return Verification(judged.verdict, told, facts.report_id, facts.predicate, runs, judged.vendor, judged.nonces)
+    return Verification(
+        judged.verdict,
+        told,
+        facts.report_id,
+        facts.predicate,
+        runs,
+        judged.vendor,
+        judged.nonces,
+        tuple(sorted({run.series for run in facts.runs if run.series})),
+    )
 
 
 def _verified(run: RunFacts, findings: tuple[Finding, ...], verdict: Verdict) -> VerifiedRun:
@@ -338,6 +349,7 @@ def _run_facts(files: BundleEvidence, signed: Statement) -> RunFacts:
         data=data["digest"] if isinstance(data.get("digest"), str) else None,
         data_name=judgement.plan.workload.data if judgement else "",
         steps=judgement.steps if judgement else (),
+        series=judgement.series if judgement else "",
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 EPILOG = """\
 The vendor gives the file to the run: pytest suites/perf -m 7b --challenge challenge.dsse.json
-The run's seed is derived from the nonce, so no log that was made before can answer it.
+The run's seed is derived from the nonce: a log that was made before shows another, unless somebody edits it.
 
 example:
   conformance challenge new --vendor ACME --workload llama2-7b-perf --signing-key lab.pem -o challenge.dsse.json

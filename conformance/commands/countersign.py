@@ -7,8 +7,8 @@ from pathlib import Path
 
 EPILOG = """\
 The bundle is verified under the policy. The statement (SLSA verification summary v1, in-toto) names the digest of the
-vendor's statement, the policy and the verdict; the challenge that was answered is noted as spent. With --check nothing
-is signed: the statement is held against the bundle and the lab's public key.
+vendor's statement, the policy and the verdict. A challenge that was answered is noted as spent, whether the bundle
+passed or failed. With --check nothing is signed: the statement is held against the bundle and the lab's public key.
 
 exit codes: 0 the lab states that it passed, 1 that it failed, 2 nothing could be stated or checked
 
@@ -67,18 +67,17 @@ def _sign(args: argparse.Namespace) -> int:
     verification = verify(args.bundle, bench)
     print_verification(verification)
     envelope = countersign(verification, bench.policy, bench.now, key)
-    good = verification.verdict is not Verdict.NOT_CONFORMANT
-    if good:  # before the statement exists: a statement about a challenge that is not noted could be had twice
-        challenge.append_spent(
-            args.spent, {n: verification.report_id for n in verification.nonces if n not in (bench.spent or {})}
-        )
+    # Before the statement exists: a statement about a challenge that is not noted could be had twice. Another vendor's
+    # challenge, copied into a bundle, is not answered by it.
+    if any(answer.id == "challenge" and answer.answer == "yes" for answer in verification.answers):
+        challenge.spend(args.spent, verification.nonces, verification.series, verification.report_id)
     try:
         with args.output.open("xb") as stream:
             stream.write(envelope)
     except OSError as error:
         raise SignatureError(f"The statement {args.output} cannot be written: {error.strerror}.") from error
     print(f"{args.output}: signed by {keys.key_id(key.public_key())} about report {verification.report_id}.")
-    return 0 if good else 1
+    return 1 if verification.verdict is Verdict.NOT_CONFORMANT else 0
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
-import json
+import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -202,49 +203,87 @@ def time_of(text: str, what: str) -> datetime:
 # --- the lab's list of challenges that were answered -----------------------------------------------------------------
 
 
-def read_spent(path: Path) -> dict[str, str]:
+@dataclass(frozen=True)
+class Spent:
+    """Which challenges were answered, and by what.
+
+    Args:
+        nonces: Report id by nonce.
+        series: Report id by the digest of what a run logged, as ``judgement.series_digest`` gives it.
+    """
+
+    nonces: Mapping[str, str] = field(default_factory=dict)
+    series: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_spent(path: Path) -> Spent:
     """Read which challenges were answered, and by what.
 
     Args:
-        path: The lab's list: one JSON object a line, with nonce and report_id.
+        path: The lab's list: one JSON object a line, with nonce, report_id and series.
 
     Returns:
-        Report id by nonce.
+        What it holds.
 
     Raises:
         EvidenceError: The list cannot be read; a list that is absent is not taken for an empty one.
+        JsonError: A line is no strict JSON.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        return _parse_spent(path.read_bytes(), path)
     except OSError as error:
         raise EvidenceError(
             f"The list of spent challenges {path} cannot be read: {error.strerror}.",
             "Begin an empty one with `touch`, or name the lab's own.",
         ) from error
-    spent: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
+
+
+def _parse_spent(data: bytes, path: Path) -> Spent:
+    nonces: dict[str, str] = {}
+    found: dict[str, str] = {}
+    for number, line in enumerate(data.splitlines(), 1):
         entry = strictjson.loads(line, what=f"Line {number} of {path}")
+        series = entry.get("series", []) if isinstance(entry, dict) else []  # an older suite wrote none
         match entry:
-            case {"nonce": str(nonce), "report_id": str(report_id)} if spent.get(nonce, report_id) == report_id:
-                spent[nonce] = report_id
+            case {"nonce": str(nonce), "report_id": str(report_id)} if nonces.get(
+                nonce, report_id
+            ) == report_id and isinstance(series, list):
+                nonces[nonce] = report_id
+                for one in series:
+                    found.setdefault(str(one), report_id)
             case _:
                 raise EvidenceError(f"Line {number} of {path} is not a new nonce with its report_id.")
-    return spent
+    return Spent(nonces, found)
 
 
-def append_spent(path: Path, answers: Mapping[str, str]) -> None:
-    """Note that challenges were answered.
+def spend(path: Path, nonces: Sequence[str], series: Sequence[str], report_id: str) -> None:
+    """Note that challenges were answered; of two reports that answer one at the same time, the second is refused.
 
     Args:
         path: The lab's list.
-        answers: Report id by nonce.
+        nonces: Their nonces.
+        series: Digests of what the runs that answered them logged.
+        report_id: The report's id.
 
     Raises:
-        EvidenceError: The list cannot be written.
+        EvidenceError: Another report has spent one; or the list cannot be read or written.
+        JsonError: A line of it is no strict JSON.
     """
     try:
-        with path.open("a", encoding="utf-8") as stream:
-            for nonce, report_id in answers.items():
-                stream.write(json.dumps({"nonce": nonce, "report_id": report_id}, sort_keys=True) + "\n")
+        with path.open("r+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)  # released when it is closed
+            data = stream.read()
+            known = _parse_spent(data, path).nonces
+            for nonce in nonces:
+                if known.get(nonce, report_id) != report_id:
+                    raise EvidenceError(
+                        f"The challenge {nonce[:16]} was spent meanwhile by the report {known[nonce]}.",
+                        "Verify the bundle again.",
+                    )
+            lines = [{"nonce": n, "report_id": report_id, "series": sorted(series)} for n in nonces if n not in known]
+            whole = b"" if data.endswith(b"\n") or not data else b"\n"
+            stream.write(whole + b"".join(strictjson.dumps(line) + b"\n" for line in lines))
+            stream.flush()
+            os.fsync(stream.fileno())
     except OSError as error:
         raise EvidenceError(f"The list of spent challenges {path} cannot be written: {error.strerror}.") from error

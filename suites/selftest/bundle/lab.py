@@ -115,7 +115,7 @@ class Lab:
     def bench(self, change=lambda document: None, *, now=NOW, spent=None):
         document = self.document()
         change(document)
-        return Bench(policy.load(self.envelope(document)), now, {} if spent is None else spent)
+        return Bench(policy.load(self.envelope(document)), now, spent or challenge.Spent())
 
     def challenge(self, vendor=VENDOR, workloads=(WORKLOAD,), *, issued=ISSUED, days=14, signer="lab"):
         return challenge.issue(vendor, list(workloads), timedelta(days=days), issued, self.key[signer])

@@ -135,11 +135,16 @@ def test_a_preflight_counts_as_one_and_is_journalled(lab):
     assert "1 attempt of preflight, 1 of them here" in sentence(verification, "journal")[1]
 
 
+def spent_by(verification):
+    """The lab's list after it countersigned a bundle."""
+    told = verification.report_id
+    return challenge.Spent(dict.fromkeys(verification.nonces, told), dict.fromkeys(verification.series, told))
+
+
 def test_the_same_bundle_may_be_verified_again_after_its_challenge_was_spent(honest):
     lab, bundle = honest
     first = verify(bundle, lab.bench())
-    spent = dict.fromkeys(first.nonces, first.report_id)
-    assert verify(bundle, lab.bench(spent=spent)).verdict is Verdict.REHEARSAL
+    assert verify(bundle, lab.bench(spent=spent_by(first))).verdict is Verdict.REHEARSAL
 
 
 # --- attacks on who signed -------------------------------------------------------------------------------------------
@@ -235,7 +240,7 @@ def test_refused_under_the_policy(honest, attack):
     document = lab.document()
     document["keys"].append(lab.entry("second", "lab", "Example Lab"))
     change(document)
-    verification = verify(bundle, Bench(policy.load(lab.envelope(document, "second")), NOW, {}))
+    verification = verify(bundle, Bench(policy.load(lab.envelope(document, "second")), NOW, challenge.Spent()))
     assert verification.verdict is Verdict.NOT_CONFORMANT
     answer, message = sentence(verification, question)
     assert answer == "no"
@@ -307,8 +312,8 @@ def test_a_challenge_that_is_refused(lab, attack):
     assert reason in message
 
 
-def test_a_log_that_was_made_before_cannot_carry_todays_nonce(lab):
-    """The old run gets the new challenge: its seed is another. With the seed rewritten, its log's head is another."""
+def test_a_log_that_was_made_before_shows_another_seed(lab):
+    """The old run gets the new challenge: its seed is another. With the request rewritten, its log's head differs."""
     old, today = lab.run("old"), lab.challenge()
     (old / evidence.CHALLENGE).write_bytes(today)
     lab_tools["refresh"](old)
@@ -322,10 +327,51 @@ def test_a_log_that_was_made_before_cannot_carry_todays_nonce(lab):
     assert f"expected {seed}" in sentence(verification, "plan")[1]
 
 
+def edited(lab, old, envelope):
+    """An old run for a new challenge: request, log and journal say the new seed throughout."""
+    before = json.loads((old / evidence.REQUEST).read_text())["seed"]
+    seed = challenge.seed(challenge.parse(envelope).nonce, WORKLOAD)
+    (old / evidence.CHALLENGE).write_bytes(envelope)
+    edit(old / evidence.REQUEST, lambda request: request.update(seed=seed))
+    log = old / "logs/node0/rank0.log"
+    log.write_text(log.read_text().replace(str(before), str(seed)))
+    lab_tools["refresh"](old)
+    return old
+
+
+def test_a_log_whose_seed_was_edited_is_known_again_by_what_it_computed(lab):
+    """Nothing inside the bundle shows it; the lab's list of what was answered does."""
+    old = lab.run("old")
+    first = verify(lab.bundle(old), lab.bench())
+    again = lab.bundle(edited(lab, old, lab.challenge()), name="y.tar")
+    assert set(answers(verify(again, lab.bench())).values()) == {"yes"}
+    verification = verify(again, lab.bench(spent=spent_by(first)))
+    assert verification.verdict is Verdict.NOT_CONFORMANT
+    told = f"Its losses and gradient norms are those of a run of the report {first.report_id}."
+    assert sentence(verification, "challenge") == ("no", told)
+
+
+def test_it_is_known_again_at_another_vendor_and_without_a_challenge(lab):
+    def other_vendor(document):
+        document["keys"][1]["name"] = "Other Silicon"
+
+    def none_required(document):
+        document["challenge_required"] = False
+
+    old = lab.run("old")
+    spent = spent_by(verify(lab.bundle(old), lab.bench()))
+    again = lab.bundle(edited(lab, old, lab.challenge("Other Silicon")), name="y.tar")
+    assert "are those of a run" in sentence(verify(again, lab.bench(other_vendor, spent=spent)), "challenge")[1]
+    (old / evidence.CHALLENGE).unlink()
+    lab_tools["refresh"](old)
+    without = lab.bundle(old, name="z.tar")
+    assert "are those of a run" in sentence(verify(without, lab.bench(none_required, spent=spent)), "challenge")[1]
+
+
 def test_a_spent_challenge_is_refused(honest):
     lab, bundle = honest
     nonce = verify(bundle).nonces[0]
-    verification = verify(bundle, lab.bench(spent={nonce: "0" * 64}))
+    verification = verify(bundle, lab.bench(spent=challenge.Spent({nonce: "0" * 64})))
     assert verification.verdict is Verdict.NOT_CONFORMANT
     assert f"{nonce[:16]} was spent by the report 000" in sentence(verification, "challenge")[1]
 

@@ -37,13 +37,18 @@ def lab(tmp_path, monkeypatch):
 def bundle_of(lab, name="x.tar", run_name="first"):
     now = datetime.now(timezone.utc)
     run = lab.run(run_name, lab.challenge(issued=now - timedelta(days=1)))
+    tell_time(run, now)
+    lab_tools["end_journal"](run)
+    return lab.bundle(run, name=name)
+
+
+def tell_time(run, now):
+    """Let a run have gone an hour before."""
     moments = {
         "started": (now - timedelta(hours=2)).isoformat(timespec="milliseconds"),
         "ended": (now - timedelta(hours=1)).isoformat(timespec="milliseconds"),
     }
     edit(run / evidence.RUN, lambda record: record.update(moments))
-    lab_tools["end_journal"](run)
-    return lab.bundle(run, name=name)
 
 
 UNDER = ["--policy", "policy.dsse.json", "--spent", "spent.jsonl", "--lab-key", "lab.pem.pub"]
@@ -115,7 +120,9 @@ def test_countersign_states_and_checks(lab, capsys):
     assert statement["predicateType"] == "https://slsa.dev/verification_summary/v1"
     assert statement["subject"][0]["digest"]["sha256"] == verified.report_id
     assert statement["predicate"]["verifiedLevels"] == ["INTERNEVO_REHEARSAL"]
-    assert challenge.read_spent(Path("spent.jsonl")) == {verified.nonces[0]: verified.report_id}
+    spent = challenge.read_spent(Path("spent.jsonl"))
+    assert spent.nonces == {verified.nonces[0]: verified.report_id}
+    assert spent.series == {verified.series[0]: verified.report_id}
     check = ["countersign", "x.tar", "--check", "x.vsa.json", "--lab-key"]
     assert main([*check, "lab.pem.pub"]) == 0
     assert main([*check, "vendor.pem.pub"]) == 2
@@ -134,6 +141,33 @@ def test_a_challenge_answered_by_one_report_is_spent_for_another(lab, capsys):
     capsys.readouterr()
     assert main(["verify", "x.tar", *UNDER]) == 1
     assert "was spent by the report" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_bundle_that_failed_spends_its_challenge_too(lab, capsys):
+    """Its log was edited before it was signed: the challenge was answered, and the answer is no good."""
+    now = datetime.now(timezone.utc)
+    run = lab.run("first", lab.challenge(issued=now - timedelta(days=1)))
+    tell_time(run, now)
+    log = run / "logs/node0/rank0.log"
+    log.write_text(log.read_text().replace("tgs (tokens/gpu/second)=1", "tgs (tokens/gpu/second)=9", 1))
+    lab_tools["end_journal"](run)
+    lab.bundle(run)
+    assert main(["countersign", "x.tar", *UNDER, "--signing-key", "lab.pem", "-o", "x.vsa.json"]) == 1
+    statement = json.loads(dsse.parse(Path("x.vsa.json").read_bytes()).payload)
+    assert statement["predicate"]["verificationResult"] == "FAILED"
+    verified = verify(Path("x.tar"))
+    assert challenge.read_spent(Path("spent.jsonl")).nonces == {verified.nonces[0]: verified.report_id}
+    assert main(["countersign", "x.tar", "--check", "x.vsa.json", "--lab-key", "lab.pem.pub"]) == 1
+
+
+def test_another_vendors_challenge_is_not_spent_by_who_copies_it(lab, capsys):
+    now = datetime.now(timezone.utc)
+    run = lab.run("first", lab.challenge("Other Silicon", issued=now - timedelta(days=1)))
+    tell_time(run, now)
+    lab_tools["end_journal"](run)
+    lab.bundle(run)
+    assert main(["countersign", "x.tar", *UNDER, "--signing-key", "lab.pem", "-o", "x.vsa.json"]) == 1
+    assert Path("spent.jsonl").read_text() == ""
 
 
 def test_a_vendor_cannot_countersign(lab, capsys):

@@ -81,8 +81,12 @@ def test_three_rehearsals_are_verified_countersigned_and_compared(lab, capsys):
     assert main(["countersign", "quick.tar", *UNDER, "--signing-key", "lab.pem", "-o", "quick.vsa.json"]) == 0
     assert main(["countersign", "quick.tar", "--check", "quick.vsa.json", "--lab-key", "lab.pem.pub"]) == 0
     capsys.readouterr()
+    # Both systems are made of one log, which the lab's list knows again.
+    assert main(["compare", "slow.tar", "quick.tar", *UNDER]) == 1
+    assert "slow.tar is NOT_CONFORMANT and not ranked. challenge: " in capsys.readouterr().out
     # The slower one is named first, and ranked last.
-    command = ["compare", "slow.tar", "quick.tar", *UNDER, "--csv", "c.csv", "--html", "c.html"]
+    Path("empty.jsonl").touch()
+    command = ["compare", "slow.tar", "quick.tar", *UNDER[:-1], "empty.jsonl", "--csv", "c.csv", "--html", "c.html"]
     assert main(command) == 0, capsys.readouterr().out
     with Path("c.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -1,6 +1,8 @@
 """Challenges: what a lab signs before a run."""
 
 import json
+import subprocess
+import sys
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -97,16 +99,51 @@ def test_what_a_report_says_of_it():
 def test_the_spent_list_grows_and_reads_back(tmp_path):
     path = tmp_path / "spent.jsonl"
     path.touch()
-    assert challenge.read_spent(path) == {}
-    challenge.append_spent(path, {"a" * 64: "1" * 64})
-    challenge.append_spent(path, {"b" * 64: "2" * 64})
-    assert challenge.read_spent(path) == {"a" * 64: "1" * 64, "b" * 64: "2" * 64}
+    assert challenge.read_spent(path) == challenge.Spent()
+    path.write_text('{"nonce": "of an older suite", "report_id": "0"}')  # no series, and no end of its line
+    challenge.spend(path, ["a" * 64], ["s" * 64], "1" * 64)
+    challenge.spend(path, ["b" * 64, "c" * 64], ["t" * 64, "s" * 64], "2" * 64)
+    challenge.spend(path, ["b" * 64], ["t" * 64], "2" * 64)  # a report that is stated again
+    nonces = {"of an older suite": "0", "a" * 64: "1" * 64, "b" * 64: "2" * 64, "c" * 64: "2" * 64}
+    assert challenge.read_spent(path) == challenge.Spent(nonces, {"s" * 64: "1" * 64, "t" * 64: "2" * 64})
+    assert len(path.read_bytes().splitlines()) == 4
 
 
+def test_of_two_reports_that_answer_one_challenge_at_once_the_second_is_refused(tmp_path):
+    path = tmp_path / "spent.jsonl"
+    path.touch()
+    challenge.spend(path, ["a" * 64], [], "1" * 64)
+    with pytest.raises(EvidenceError, match=f"spent meanwhile by the report {'1' * 64}"):
+        challenge.spend(path, ["b" * 64, "a" * 64], [], "2" * 64)
+    assert challenge.read_spent(path).nonces == {"a" * 64: "1" * 64}  # all or nothing
+
+
+def test_many_who_spend_at_once_wait_for_each_other(tmp_path):
+    """Each of several processes spends one challenge of its own, and all of them the same one: one report gets that."""
+    path = tmp_path / "spent.jsonl"
+    path.touch()
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from conformance.report import challenge; from conformance import errors\n"
+        "for number in range(50): challenge.spend(Path(sys.argv[1]), [f'{sys.argv[2]}-{number}'], [], sys.argv[2])\n"
+        "try: challenge.spend(Path(sys.argv[1]), ['one'], [], sys.argv[2])\n"
+        "except errors.EvidenceError: raise SystemExit(3)"
+    )
+    started = [subprocess.Popen([sys.executable, "-c", program, str(path), str(who)]) for who in range(4)]
+    assert sorted(process.wait(timeout=300) for process in started) == [0, 3, 3, 3]
+    assert len(challenge.read_spent(path).nonces) == 4 * 50 + 1
+
+
+def test_an_absent_list_is_not_begun_by_spending(tmp_path):
+    with pytest.raises(EvidenceError, match="cannot be written"):
+        challenge.spend(tmp_path / "none", ["a" * 64], [], "1" * 64)
+
+
+SERIES = '{"nonce": "n", "report_id": "1", "series": 5}\n'
 ONE, ANOTHER = '{"nonce": "n", "report_id": "1"}\n', '{"nonce": "n", "report_id": "2"}\n'
 
 
-@pytest.mark.parametrize("text", ["{}\n", "[]\n", '{"nonce": 1, "report_id": "x"}\n', ONE + ANOTHER])
+@pytest.mark.parametrize("text", ["{}\n", "[]\n", '{"nonce": 1, "report_id": "x"}\n', ONE + ANOTHER, SERIES])
 def test_a_spoilt_spent_list_is_no_empty_one(tmp_path, text):
     path = tmp_path / "spent.jsonl"
     path.write_text(text)
