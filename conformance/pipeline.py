@@ -125,7 +125,7 @@ def run_workload(request: Request, site: Site, watch: Callable[[Plan], Display])
         request.nodes, site.launcher, site.node_rank, site.master_addr, site.master_port, dict(os.environ)
     )
     if place.node_rank > 0:
-        return _follow(request, plan, source, site, place)
+        return _follow(request, plan, source, site, place, watch(plan))
     if place.launcher != "slurm":
         torchrun.require_free_port(place.port)
     if site.resume is not None:
@@ -261,9 +261,9 @@ def _gather(
     return _Team(host, address, told)
 
 
-def _follow(request: Request, plan: Plan, source: Source, site: Site, place: Place) -> Outcome:
+def _follow(request: Request, plan: Plan, source: Source, site: Site, place: Place, display: Display) -> Outcome:
     """Take part in a run that node 0 judges."""
-    member = Member(place.address, place.port + 1, place.node_rank, _asked(request, source))
+    member = Member(place.address, place.port + 1, place.node_rank, _asked(request, source), waiting=display.waiting)
 
     def settings(run: Path) -> Settings:
         if plan.workload.checkpoint_every is not None:
@@ -274,7 +274,7 @@ def _follow(request: Request, plan: Plan, source: Source, site: Site, place: Pla
             )
         return _settings(_patched(source, site.patches, run)[0], site)
 
-    run, told, interrupted = follow(member, site.run_dir, site.reports, settings)
+    run, told, interrupted = follow(member, site.run_dir, site.reports, settings, display)
     findings = tuple(Finding(**{**one, "result": Result(one["result"])}) for one in told["findings"])
     judgement = Judgement(plan, findings, told["metrics"], Verdict(told["verdict"]))
     ending = Ending(told["exit_code"], interrupted, 0)

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from conformance import evidence
 from conformance.errors import ConformanceError
 from conformance.internevo.worker import Settings
 from conformance.launch import telemetry, torchrun
+from conformance.launch.detect import Step
 from conformance.launch.node import Launch, Node, signals_raise
-from conformance.launch.supervise import POLL_SECONDS, Interrupted
+from conformance.launch.supervise import POLL_SECONDS, Display, Interrupted
 from conformance.launch.team import RUN, STOP_WITH_STACKS, Member
 
 # Left in the run's work folder by node 0: a node that reads the same there shares the folder with it.
@@ -26,7 +28,11 @@ TOKEN = "token"
 
 
 def follow(
-    member: Member, run_dir: Path | None, reports: Path, settings: Callable[[Path], Settings] | None = None
+    member: Member,
+    run_dir: Path | None,
+    reports: Path,
+    settings: Callable[[Path], Settings] | None = None,
+    display: Display | None = None,
 ) -> tuple[Path, Mapping[str, Any], bool]:
     """Take part in a run to its end.
 
@@ -35,6 +41,7 @@ def follow(
         run_dir: Run directory here; None for one of node 0's name in ``reports``.
         reports: The reports folder.
         settings: Makes the workers' settings for a run directory of this node's own; None for node 0's settings.
+        display: Shows the steps that node 0 tells; None where nobody looks.
 
     Returns:
         The run directory here, what node 0 published, and whether this node was interrupted.
@@ -61,29 +68,35 @@ def follow(
     member.begin(None if shared else run)
     launch = Launch(command, torchrun.environment(run, member.node), run, member.node)
     with telemetry.sampled(job["settings"]["device"], run, member.node):
-        interrupted = _train(member, launch)
+        interrupted = _train(member, launch, display)
     return run, member.finish(), interrupted
 
 
-def _train(member: Member, launch: Launch) -> bool:
+def _train(member: Member, launch: Launch, display: Display | None) -> bool:
     """Run this node's ranks until they end, node 0 says so, or node 0 is lost; return whether a signal came."""
     node: Node | None = None
     interrupted, lost = False, False
+    shown: Step | None = None
     with signals_raise(Interrupted):
         try:
             node = Node(launch)
             while node.exit_code is None and member.order == RUN and not lost:
                 member.tell(node.view())
+                if display and member.step not in (None, shown):
+                    shown = member.step
+                    display.step(shown)
                 time.sleep(POLL_SECONDS)
                 lost = member.silent_seconds > member.lost_seconds
         except Interrupted:
             interrupted = True
         finally:
             if node:
+                # Before its ranks end: those that lose them are not to be taken for the cause.
+                member.tell(replace(node.view(), interrupted=interrupted))
                 if lost or member.order == STOP_WITH_STACKS:
                     node.dump_stacks()
                 node.end()
-                member.tell(node.view())
+                member.tell(replace(node.view(), interrupted=interrupted))
     return interrupted
 
 

@@ -33,7 +33,7 @@ class LiveProgress:
         self._total = 0
         self._first: tuple[float, int] | None = None
         self._printed = 0.0
-        self._figures = self._target = self._floor = self._nodes = ""
+        self._starting = self._figures = self._target = self._floor = self._nodes = ""
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("[bold]{task.description}"),
@@ -65,16 +65,20 @@ class LiveProgress:
         self._target = "" if target is None else f" (target {target:g})"
         floor = find_floor(load_floors(), plan.workload.name, "tgs", None)
         self._floor = "" if floor is None else f" (floor {floor.value:,.0f})"
-        self._show(f"{plan.cards} ranks starting: imports, data, model", 0)
+        self._starting = f"{plan.cards} ranks starting: imports, data, model"
+        self._show(self._starting, 0)
         return self
 
     def waiting(self, missing: Sequence[int], seconds: float) -> None:
         """Show which nodes have not arrived; where there is no terminal, now and then.
 
         Args:
-            missing: Their indices.
+            missing: Their indices; none where all have arrived, and the ranks start.
             seconds: Since when they are awaited.
         """
+        if not missing:
+            self._show(self._starting, None, False)
+            return
         listed = ", ".join(map(str, missing[:MAX_LISTED]))
         more = f" and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
         text = f"waiting for node{'s' if len(missing) > 1 else ''} {listed}{more} ({seconds:.0f} s)"
@@ -96,6 +100,8 @@ class LiveProgress:
         Args:
             views: What is known of each node; empty of those that have not arrived.
         """
+        if any(view.exit_code == 0 for view in views.values()):
+            return  # the run is over, or what ended it is about to be named
         state = describe_nodes(views) if len(views) > 1 else ""
         if state != self._nodes:
             self._nodes = state

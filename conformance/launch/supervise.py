@@ -47,7 +47,7 @@ class Display(Protocol):
     """What shows a run while it goes on."""
 
     def waiting(self, missing: Sequence[int], seconds: float) -> None:
-        """Show which nodes have not arrived, and since when."""
+        """Show which nodes have not arrived, and since when; none of them where all have."""
 
     def nodes(self, views: Mapping[int, NodeView]) -> None:
         """Show the state of the nodes."""
@@ -64,6 +64,9 @@ class Team(Protocol):
 
     def views(self) -> Mapping[int, NodeView]:
         """What is known of each of them now; their new log bytes lie in the run directory when this returns."""
+
+    def step(self, step: Step) -> None:
+        """Tell them the newest step."""
 
     def stop(self, with_stacks: bool) -> None:
         """Have them end the run, capturing the stacks of their ranks first, and wait until they have."""
@@ -115,8 +118,11 @@ def supervise(
                 views = dict(team.views()) if team else {}
                 if launch and node:
                     views[launch.node_rank] = node.view()
-                for step in _read(reader, detector):
+                steps = _read(reader, detector)
+                for step in steps:
                     display.step(step)
+                if team and steps:
+                    team.step(steps[-1])
                 display.nodes(views)
                 for notice in detector.slow(time.monotonic(), views):
                     notices.append(notice)

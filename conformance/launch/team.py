@@ -1,7 +1,7 @@
 """The nodes of a run: each one's logs and state go to node 0, and node 0's orders to each, over torch's TCPStore.
 
-Keys: arrivals/N, hello/N and ready/N from node N; job and order for all; up/N/0, up/N/1, ... the messages of node N,
-each a JSON line and bytes; verdict for all; bye/N.
+Keys: arrivals/N, hello/N and ready/N from node N; job, order and step for all; up/N/0, up/N/1, ... the messages of
+node N, each a JSON line and bytes; verdict for all; bye/N.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from conformance.errors import LaunchError
-from conformance.launch.detect import NodeView
+from conformance.launch.detect import NodeView, Step
 
 # Pods and jobs of one run start minutes apart where images are pulled first.
 ARRIVAL_SECONDS = 600.0
+# How long one look for node 0 may take, and a handshake with it.
+PROBE_SECONDS = 1.0
+CONNECT_SECONDS = 30.0
 EXCHANGE_SECONDS = 1.0
 # Hashing and judging a long run takes a while; the nodes wait for the verdict that long.
 VERDICT_SECONDS = 900.0
@@ -39,11 +42,32 @@ def _store(address: str, port: int, is_host: bool, seconds: float) -> Any:
     try:
         return TCPStore(address, port, None, is_host, timedelta(seconds=seconds), wait_for_workers=False)
     except Exception as error:  # torch's own errors differ between versions and vendors' builds
-        what = "cannot be opened" if is_host else f"was not reached within {seconds:.0f} s"
-        raise LaunchError(
-            f"The suite's port {port} on node 0 ({address}) {what}: {str(error).splitlines()[0]}",
-            "Start the same command on node 0, check --master-addr, and open --master-port and the port after it.",
-        ) from error
+        what = "cannot be opened" if is_host else "is open, and does not answer as node 0's store would"
+        raise _unreachable(address, port, f"{what}: {str(error).splitlines()[0]}") from error
+
+
+def _await_port(address: str, port: int, seconds: float, waiting: Callable[[Sequence[int], float], None]) -> None:
+    """Wait until node 0 listens: torch's store would do so itself, deaf to signals."""
+    begun = time.monotonic()
+    while True:
+        told = ""
+        try:
+            with socket.create_connection((address, port), PROBE_SECONDS):
+                return
+        except OSError as error:  # also a name that is not known yet: pods are named as they start
+            told = error.strerror or str(error)
+        waited = time.monotonic() - begun
+        if waited > seconds:
+            raise _unreachable(address, port, f"was not reached within {seconds:.0f} s: {told}")
+        waiting((0,), waited)
+        time.sleep(0.2)
+
+
+def _unreachable(address: str, port: int, what: str) -> LaunchError:
+    return LaunchError(
+        f"The suite's port {port} on node 0 ({address}) {what}.",
+        "Start the same command on node 0, check --master-addr, and open --master-port and the port after it.",
+    )
 
 
 class Host:
@@ -103,6 +127,7 @@ class Host:
         for node, hello in hellos.items():
             self._views[node] = NodeView(hello["host"], 0.0, None, 1 << 62)
             self._heard[node] = time.monotonic()
+        waiting((), 0.0)
         self._store.set("order", RUN)
 
     def _collect(
@@ -168,6 +193,14 @@ class Host:
                 self._gone.add(node)
             self._views[node] = NodeView(silent_seconds=0.0, **told)
 
+    def step(self, step: Step) -> None:
+        """Tell every node the newest step.
+
+        Args:
+            step: The step.
+        """
+        self._store.set("step", json.dumps(dataclasses.asdict(step)))
+
     def stop(self, with_stacks: bool) -> None:
         """Have every node end the run, and wait until each has sent its last.
 
@@ -203,14 +236,23 @@ class Member:
         node: Index of this node.
         request: What was asked for here; None to take what node 0 was asked for.
         seconds: How long to wait for node 0.
+        waiting: Called meanwhile with the node that is awaited, and since how many seconds.
     """
 
     def __init__(
-        self, address: str, port: int, node: int, request: Mapping[str, Any] | None, seconds: float = ARRIVAL_SECONDS
+        self,
+        address: str,
+        port: int,
+        node: int,
+        request: Mapping[str, Any] | None,
+        seconds: float = ARRIVAL_SECONDS,
+        waiting: Callable[[Sequence[int], float], None] = lambda missing, seconds: None,
     ) -> None:
         self.node = node
-        self._store = _store(address, port, False, seconds)
-        self._store.set_timeout(timedelta(seconds=VERDICT_SECONDS))  # the other nodes may arrive much later
+        self._waiting = waiting
+        self._begun = time.monotonic()
+        _await_port(address, port, seconds, waiting)
+        self._store = _store(address, port, False, CONNECT_SECONDS)
         if self._store.add(f"arrivals/{node}", 1) > 1:
             raise LaunchError(
                 f"Another process has arrived as node {node} of this run.", "Give every node its own --node-rank."
@@ -221,6 +263,7 @@ class Member:
         self._refuse_if_told()
         self.lost_seconds = float(self.job["lost_node_seconds"])
         self.order = RUN
+        self.step: Step | None = None
         self.heard = time.monotonic()
         self.verdict: Mapping[str, Any] | None = None
         self._state: dict[str, Any] = {}
@@ -248,6 +291,7 @@ class Member:
         Args:
             run: Run directory whose files go to node 0; None where node 0 sees them itself.
         """
+        self._waiting((), 0.0)
         self.heard = time.monotonic()
         self._thread = threading.Thread(target=self._exchange, args=(run,), daemon=True)
         self._thread.start()
@@ -295,6 +339,8 @@ class Member:
                         self._put({"name": name}, data)
                     self._put({**self._state, "last": last})
                 self.order = self._get("order").decode()
+                if self._store.check(["step"]):
+                    self.step = Step(**json.loads(self._get("step")))
                 self.heard = time.monotonic()
                 while last and self.verdict is None:
                     if self._store.check(["verdict"]):
@@ -320,8 +366,17 @@ class Member:
         self._count += 1
 
     def _get(self, key: str) -> bytes:
+        """Wait for a key: not inside the store, which is deaf to signals and says nothing meanwhile."""
+        end = time.monotonic() + VERDICT_SECONDS  # the other nodes may arrive much later
         try:
+            while not self._store.check([key]):
+                if time.monotonic() > end:
+                    raise LaunchError(f"Node 0 said nothing for {VERDICT_SECONDS:.0f} s.", "See node 0's terminal.")
+                self._waiting((0,), time.monotonic() - self._begun)
+                time.sleep(0.2)
             return bytes(self._store.get(key))
+        except LaunchError:
+            raise
         except Exception as error:  # torch's own errors differ between versions and vendors' builds
             raise LaunchError(f"Node 0 is gone: {str(error).splitlines()[0]}", "See node 0's terminal.") from error
 

@@ -1,15 +1,18 @@
 """One node's part in a run of several, as the pipeline starts it."""
 
+import io
 import threading
 from importlib.util import find_spec
 
 import pytest
+from rich.console import Console
 
 from conformance import evidence
 from conformance.errors import LaunchError
 from conformance.evidence import Request
 from conformance.internevo.source import find_source
 from conformance.launch.launcher import _free_pair
+from conformance.launch.progress import LiveProgress
 from conformance.launch.team import Host
 from conformance.pipeline import Site, _asked, _take_over, run_workload
 from conformance.redaction import redact_run
@@ -35,7 +38,7 @@ def test_a_node_that_does_not_see_node_0s_checkpoints_takes_no_part(tmp_path):
     node_0.start()
     own = Site("cpu", None, tmp_path / "1", launcher="torchrun", node_rank=1, master_addr="127.0.0.1", master_port=port)
     with pytest.raises(LaunchError, match=r"is not node 0's run directory: .* file system that all nodes share"):
-        run_workload(request, own, lambda plan: pytest.fail("it began to train"))
+        run_workload(request, own, LiveProgress(Console(file=io.StringIO()), "node 1").watch)
     node_0.join(60)
     assert "cannot take part" in told[0]
     assert "file system that all nodes share" in told[0]

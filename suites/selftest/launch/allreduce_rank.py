@@ -2,7 +2,7 @@
 
 It logs as InternEvo does, and like InternEvo's train.py it logs an exception and ends with exit code 0.
 Arguments: run directory, steps, seconds a step, and optionally the rank and step at which to raise. The variable WORK
-makes each step multiply so many matrices instead of sleeping.
+makes each step multiply so many matrices instead of sleeping; HANG names a rank that hangs after step 5.
 """
 
 import datetime
@@ -23,11 +23,17 @@ def log(text):
     print(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S,%f}\tINFO t.py:1 in f -- {text}", flush=True)
 
 
+def hang():
+    time.sleep(600)
+
+
 def train(rank, steps, pause, raises):
     dist.init_process_group("gloo", timeout=datetime.timedelta(minutes=10))
     loss, work, matrix = torch.ones(1), int(os.environ.get("WORK", "0")), torch.ones(400, 400)
     torch.set_num_threads(1)
     for step in range(steps):
+        if step > 5 and os.environ.get("HANG") == str(rank):
+            hang()
         if raises == (rank, step):
             raise StopIteration("the data have run out")
         dist.all_reduce(loss)

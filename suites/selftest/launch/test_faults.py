@@ -6,6 +6,7 @@ With ``-s`` a table of what was injected, what was said, and how long that took 
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -111,6 +112,15 @@ def test_a_rank_is_stopped(run, train, table):
     assert "rank 0 in all_reduce" in ending.fault.message  # the others wait for it
 
 
+def test_a_rank_hangs_in_its_own_code(run, train, table, monkeypatch):
+    monkeypatch.setenv("HANG", "1")
+    ending, harmed = train(run, lambda: None, limits=replace(LIMITS, stall_floor_seconds=6))
+    table.append(("rank 1 hangs after step 5, in a sleep", ending.fault.seconds - harmed, ending.fault.message))
+    assert (ending.fault.kind, ending.fault.node, ending.fault.rank) == ("stall", 0, 1)
+    assert ending.fault.host
+    assert "is held up in hang (allreduce_rank.py:" in ending.fault.message
+
+
 def test_an_exception_is_swallowed(run, train, table):
     ending, harmed = train(run, lambda: None, 1, 8)
     table.append(
@@ -202,6 +212,27 @@ def test_two_nodes_end_well_and_the_logs_arrive_without_a_shared_folder(tmp_path
     assert (run / "logs/node1/rank1.log").read_bytes() == (theirs / "logs/node1/rank1.log").read_bytes()
     assert (run / "environment/telemetry-node1.csv").read_text().startswith("timestamp, index")
     assert not (theirs / "logs/node0").exists()
+    assert left_over(run, theirs) == []
+
+
+def test_a_node_is_preempted(tmp_path, table, left_over):
+    run, theirs, port = make_run(tmp_path / "a" / "run"), tmp_path / "b" / "run", free_port()
+    host = start_node("", "host", "127.0.0.1", port, run, STEPS, 60)
+    member = start_node("", "member", "127.0.0.1", port, theirs, STEPS)
+    wait_for_step(run, 3)
+    harmed = time.monotonic()
+    member.send_signal(signal.SIGTERM)
+    out, err = host.communicate(timeout=120)
+    ended = time.monotonic() - harmed
+    ending = json.loads(out)
+    fault = ending["fault"]
+    table.append(("SIGTERM to the suite on node 1", ended, fault["message"] + " [to the end of node 0's processes]"))
+    assert (fault["kind"], fault["node"], fault["rank"]) == ("node-ended", 1, None), err
+    assert "was told to end by a signal" in fault["message"]
+    assert ending["interrupted"]
+    out, err = member.communicate(timeout=60)
+    assert json.loads(out) == {"told": "all"}
+    assert re.search(r"node 1: step \d+  loss", err)  # it showed the steps that node 0 told
     assert left_over(run, theirs) == []
 
 

@@ -1,6 +1,7 @@
 """The live line: what it shows of a run, on a terminal and in a log file."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -77,6 +78,20 @@ def test_nodes_that_have_not_arrived_are_named_while_they_are_awaited(plan):
     assert "2 ranks starting" in started
     assert lines == []  # a log file was told something less than 10 s ago
     assert "waiting for nodes 2, 3 (11 s)" in shown(plan, True, act)
+
+
+def test_what_follows_the_waiting_is_the_start_of_the_ranks(plan):
+    text = shown(plan, True, lambda display: [display.waiting([1], 9.0), display.waiting([], 0.0)])
+    assert text.rfind("waiting for node 1") < text.rindex("2 ranks starting")
+
+
+def test_a_run_that_is_over_has_no_node_in_trouble(plan):
+    def act(display):
+        display.nodes({0: UP, 1: UP})
+        display.nodes({0: replace(UP, exit_code=0), 1: UP})
+        display.nodes({0: replace(UP, exit_code=0), 1: replace(UP, exit_code=0)})
+
+    assert "ended" not in shown(plan, False, act)
 
 
 def test_a_log_file_is_told_of_awaited_nodes_now_and_then(plan, monkeypatch):

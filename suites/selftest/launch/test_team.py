@@ -1,12 +1,15 @@
 """Nodes that join a run over torch's store: all arrive and hand over their logs, or the one that does not is named."""
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from conformance.errors import LaunchError
-from conformance.launch.detect import NodeView
+from conformance.launch.detect import NodeView, Step
 from conformance.launch.launcher import _free_pair
 from conformance.launch.team import STOP_WITH_STACKS, Host, Member
 
@@ -69,6 +72,7 @@ def test_logs_state_orders_and_verdict_cross(port, runs):
     theirs.write_bytes(b"first\n")
     (runs[1] / "logs/node1/agent.log").touch()
     member.begin(runs[1])
+    host.step(Step(4, 2.5, 100.5, 2.5))
     member.tell(NodeView("hostB", 0.0, None, 7, stopped=(1,)))
     while host.views()[1].stopped != (1,):
         pass
@@ -76,11 +80,12 @@ def test_logs_state_orders_and_verdict_cross(port, runs):
     assert (runs[0] / "logs/node1/agent.log").read_bytes() == b""
     with theirs.open("ab") as stream:
         stream.write(b"x" * (3 << 20))  # more than a message holds
-    member.tell(NodeView("hostB", 0.0, 3, 7))
+    member.tell(NodeView("hostB", 0.0, 3, 7, interrupted=True))
     verdict = in_thread(member.finish)
     host.stop(with_stacks=True)
     assert member.order == STOP_WITH_STACKS
-    assert host.views()[1].exit_code == 3
+    assert member.step == Step(4, 2.5, 100.5, 2.5)
+    assert (host.views()[1].exit_code, host.views()[1].interrupted) == (3, True)
     assert (runs[0] / "logs/node1/rank1.log").read_bytes() == theirs.read_bytes()
     host.publish({"verdict": "REHEARSAL"})
     assert verdict()["result"] == {"verdict": "REHEARSAL"}
@@ -129,9 +134,36 @@ def test_a_starter_that_failed_ends_the_waiting_at_once(port, runs):
         host.gather(REQUEST, lambda hellos: JOB, lambda: "srun: error", seconds=600)
 
 
-def test_a_node_0_that_is_not_there_is_a_sentence(port):
-    with pytest.raises(LaunchError, match=f"port {port} on node 0"):
-        Member("127.0.0.1", port, 1, REQUEST, seconds=1)
+def test_a_node_0_that_is_not_there_is_a_sentence(port, display):
+    with pytest.raises(LaunchError, match=f"port {port} on node 0 .* within 1 s: Connection refused"):
+        Member("127.0.0.1", port, 1, REQUEST, seconds=1, waiting=display.waiting)
+    missing, seconds = display.missing[-1]  # said meanwhile
+    assert list(missing) == [0]
+    assert 0 < seconds <= 1
+
+
+WAITS = """
+import sys
+from conformance.launch.team import Member
+Member("127.0.0.1", int(sys.argv[1]), 1, None, waiting=lambda missing, seconds: print("waiting", flush=True))
+"""
+
+
+@pytest.mark.parametrize("node_0", [False, True], ids=["nobody listens", "others are awaited"])
+def test_a_node_that_waits_heeds_ctrl_c(port, runs, node_0):
+    host = Host(port, [1, 2], runs[0]) if node_0 else None
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", WAITS, str(port)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert waiting.stdout.readline() == "waiting\n"
+        waiting.send_signal(signal.SIGINT)
+        said = waiting.communicate(timeout=60)[1]
+    finally:
+        waiting.kill()
+    assert said.rstrip().endswith("KeyboardInterrupt")
+    assert "TCPStore.cpp" not in said
+    del host
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "logs/node2/rank1.log", "report.dsse.json", "logs/node1/x.log"])

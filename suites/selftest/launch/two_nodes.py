@@ -51,7 +51,8 @@ def host(address, port, run, steps, limit):
 def member(address, port, run, steps):
     torchrun.command = lambda run, rendezvous, **rest: command(run, steps, rendezvous)
     joined = Member(address, int(port) + 1, 1, {"asked": steps}, seconds=60)
-    _, told, _ = follow.follow(joined, Path(run), Path(run).parent)
+    display = LiveProgress(Console(stderr=True), "node 1")
+    _, told, _ = follow.follow(joined, Path(run), Path(run).parent, display=display)
     print(json.dumps(told), flush=True)
 
 
