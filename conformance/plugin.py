@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -282,9 +283,11 @@ def _devices_per_node(workload: Workload, device: Device, nodes: int, option: An
     wanted: int = option.devices_per_node or (min(reference, device.count()) if device.name != "cpu" else reference)
     found = device.count()
     if device.name == "cpu" and workload.mark != "tiny":
+        each = option.devices_per_node or min(reference, 8)
+        least = math.ceil(workload.reference.tensor * workload.reference.pipeline / each)
         raise ConformanceError(
-            f"{workload.name} needs {nodes} x {option.devices_per_node or min(reference, 8)} accelerators; this "
-            "machine has none that an installed device plugin can see.",
+            f"{workload.name} needs {max(nodes, least)} x {each} accelerators; this machine has none that an installed "
+            "device plugin can see.",
             "Rehearse on the CPU with -m tiny, or name the vendor's plugin with --device.",
         )
     if device.name != "cpu" and found < wanted:

@@ -30,7 +30,8 @@ def test_an_official_workload_without_accelerators_is_refused_in_one_sentence():
 
 def test_without_a_mark_official_workloads_skip_and_nothing_tested_is_not_green():
     result = suite("suites/perf", "-rs")
-    assert "needs 1 x 8 accelerators" in result.stdout
+    assert "llama2-7b-perf needs 1 x 8 accelerators" in result.stdout
+    assert "llama2-70b-perf needs 4 x 8 accelerators" in result.stdout  # the fewest that the planner accepts
     assert "tiny-perf" not in result.stdout
     assert "passed" not in result.stdout
     assert result.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
