@@ -204,6 +204,7 @@ def write_bundle(path: Path, members: Mapping[str, Path | bytes | Packed]) -> Bu
         raise ArchiveError(f"A bundle needs {REPORT_NAME} or {SUBMISSION_NAME} as its first file, one of the two.")
     names = sorted(members, key=_order)
     _check_names(names)
+    _check_sizes(names, members)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         try:
@@ -390,12 +391,28 @@ def _parse_header(block: bytes, at: int) -> tuple[str, int]:
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
+def _check_sizes(names: list[str], members: Mapping[str, Path | bytes | Packed]) -> None:
+    """Before writing: many gigabytes are not copied for the reader to refuse them."""
+    sizes = {}
+    for name in names:
+        source, sizes[name] = _open_content(members[name])
+        source.close()
+    largest = max(names, key=sizes.__getitem__)
+    told = f"{quoted(largest)} has {sizes[largest]}"
+    if sizes[largest] > MAX_MEMBER_BYTES:
+        raise ArchiveError(f"The file for {told} bytes, at most {MAX_MEMBER_BYTES} fit.")
+    total = sum(_BLOCK + size + -size % _BLOCK for size in sizes.values())
+    if total > MAX_TOTAL_BYTES:
+        raise ArchiveError(
+            f"The bundle would have {total} bytes, at most {MAX_TOTAL_BYTES} fit; nothing was written.",
+            f"The largest file is {told}. Submit fewer runs in one bundle.",
+        )
+
+
 def _write_members(out: IO[bytes] | GzipFile, names: list[str], members: Mapping[str, Path | bytes | Packed]) -> None:
     for name in names:
         source, size = _open_content(members[name])
         with source:
-            if size > MAX_MEMBER_BYTES:
-                raise ArchiveError(f"The file for {quoted(name)} has {size} bytes, at most {MAX_MEMBER_BYTES} fit.")
             out.write(_header(name, size))
             left = size
             while left and (chunk := source.read(min(left, _CHUNK))):

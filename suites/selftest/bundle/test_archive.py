@@ -475,6 +475,19 @@ def test_a_write_that_fails_leaves_nothing_half(either: Path) -> None:
     assert either.read_bytes() == b"the old bundle"
 
 
+def test_what_does_not_fit_is_refused_before_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "_write_members", lambda *_: pytest.fail("writing had begun"))
+    large = tmp_path / "large.log"
+    large.touch()
+    os.truncate(large, 7 * 2**30)  # sparse: no block of it is on the disk
+    runs = {f"logs/node{node}/rank0.log": large for node in range(3)}
+    with pytest.raises(ArchiveError, match=f"at most {16 * 2**30} fit; nothing was written.*Submit fewer runs"):
+        write_bundle(tmp_path / "x.tar", {REPORT: b"{}", **runs})
+    os.truncate(large, 8 * 2**30)
+    with pytest.raises(ArchiveError, match=f"'{LOG}' has {8 * 2**30} bytes, at most {8 * 2**30 - 1} fit"):
+        write_bundle(tmp_path / "x.tar", {REPORT: b"{}", LOG: large})
+
+
 def test_no_folder_to_write_into(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="cannot be written: No such file or directory"):
         write_bundle(tmp_path / "absent" / "b.tar", CONTENT)
