@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -79,7 +80,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="torchrun: this command on every node; slurm: srun starts the nodes (default inside an allocation); "
         "local: all nodes on this machine",
     )
-    group.addoption("--node-rank", type=int, metavar="N", help="this node (default: NODE_RANK, GROUP_RANK or RANK)")
+    group.addoption(
+        "--node-rank", type=int, metavar="N", help="this node (default: NODE_RANK, GROUP_RANK, PET_NODE_RANK, RANK)"
+    )
     group.addoption("--master-addr", metavar="HOST", help="node 0 (default: MASTER_ADDR)")
     group.addoption(
         "--master-port", type=int, metavar="PORT", help="port on node 0, and the one after it (default: MASTER_PORT)"
@@ -218,8 +221,10 @@ def prepare(config: pytest.Config, workload: Workload) -> tuple[Request, Site]:
             )
         read_fingerprint(option.data)
     from conformance.internevo.source import find_source, require_pinned
+    from conformance.launch.launcher import find_place
     from conformance.pipeline import Site  # heavy; a request that is refused needs none of it
 
+    find_place(nodes, option.launcher, option.node_rank, option.master_addr, option.master_port, dict(os.environ))
     require_pinned(find_source(option.internevo, workload.tag), workload)
     site = Site(
         device=device.name,
@@ -259,6 +264,11 @@ def _resumed_request(workload: Workload, option: Any) -> Request:
     """The request of the run that is to go on; what the command line says besides has to agree with it."""
     if workload.checkpoint_every is None:
         raise ConformanceError(f"{workload.name} writes no checkpoints to resume from.", "Leave out --resume.")
+    if not option.resume.is_dir():
+        raise ConformanceError(
+            f"--resume {option.resume}: there is no such directory.",
+            "Name the run directory of the attempt to go on from.",
+        )
     earlier = request_from_json(read_json(RunDirectory(option.resume), REQUEST))
     said = {
         "nodes": option.nodes,

@@ -37,6 +37,23 @@ def test_without_a_mark_official_workloads_skip_and_nothing_tested_is_not_green(
     assert result.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
 
 
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("--nodes", "2"), "needs to know which node this is"),
+        (("--nodes", "2", "--node-rank", "1"), "needs the address of node 0"),
+        (("--node-rank", "3", "--master-addr", "n0"), "--node-rank 3 is not the index of one node"),
+        (("--nodes", "2", "--launcher", "slurm"), "SLURM_JOB_ID is not set"),
+    ],
+)
+def test_a_place_that_is_not_told_is_a_usage_error(args, sentence, tmp_path):
+    result = suite("suites/perf", "-m", "tiny", "--device", "cpu", "--run-dir", str(tmp_path / "run"), *args)
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert sentence in result.stderr
+    assert "source-pinned" not in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
 RESUMABLE = str(ROOT / "fixtures" / "tiny-accuracy-run")
 
 
@@ -44,7 +61,7 @@ RESUMABLE = str(ROOT / "fixtures" / "tiny-accuracy-run")
     ("args", "sentence"),
     [
         (("--data", "/nonexistent"), "/nonexistent is no finished data folder"),
-        (("--resume", "/nonexistent"), "The evidence has no configs/request.json"),
+        (("--resume", "/nonexistent"), "--resume /nonexistent: there is no such directory"),
         (("--resume", RESUMABLE, "--seed", "7"), "asked for with seed 1024; now it is 7"),
         (("--resume", RESUMABLE, "--set", "total_steps=50"), "A run goes on as it began"),
         (("--resume", RESUMABLE, "--nodes", "2"), "asked for with nodes 1; now it is 2"),
