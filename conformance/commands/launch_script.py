@@ -25,8 +25,8 @@ exec {command} --launcher slurm
 """
 
 KUBERNETES = """\
-# The same command in every pod; the training operator sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in each.
-# The pod of rank 0 judges the run and holds the report: mount a volume at /reports to keep it.
+# The same command in every pod; the training operator tells each its index and where pod 0 is.
+# {note}
 apiVersion: kubeflow.org/v1
 kind: PyTorchJob
 metadata:
@@ -54,14 +54,23 @@ REPLICAS = """\
               volumeMounts:
                 - {{name: shm, mountPath: /dev/shm}}
                 - {{name: reports, mountPath: /reports}}
-          volumes:
+{mounts}          volumes:
             - {{name: shm, emptyDir: {{medium: Memory}}}}
-            - {{name: reports, emptyDir: {{}}}}
+{volumes}"""
+OWN_NOTE = "The pod of rank 0 judges the run and holds the report: mount a volume at /reports to keep it."
+OWN = """\
+            - {name: reports, emptyDir: {}}
+"""
+SHARED_NOTE = "CLAIM and DATA-CLAIM are volumes that all pods share (ReadWriteMany): checkpoints lie on the first."
+SHARED = """\
+            - {name: reports, persistentVolumeClaim: {claimName: CLAIM}}
+            - {name: data, persistentVolumeClaim: {claimName: DATA-CLAIM, readOnly: true}}
 """
 
 EPILOG = """\
 examples:
   conformance launch-script slurm llama2-7b-perf --nodes 4 > run.sbatch && sbatch run.sbatch
+  conformance launch-script slurm llama2-7b-accuracy --nodes 8 --data data --pytest "--until-target" > run.sbatch
   conformance launch-script kubernetes llama2-70b-perf --nodes 16 | kubectl apply -f -
 """
 
@@ -78,6 +87,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("workload", metavar="WORKLOAD", help="such as llama2-7b-perf")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="number of nodes (default: 1)")
     parser.add_argument("--devices-per-node", type=int, default=8, metavar="N", help="devices on each (default: 8)")
+    parser.add_argument(
+        "--data", metavar="DIR", help="folder of prepared data, as every node sees it; an accuracy run needs it"
+    )
+    parser.add_argument(
+        "--pytest", default="", metavar="OPTIONS", help="more options of pytest, such as '--resume reports/RUN'"
+    )
     parser.add_argument(
         "--resource", default="nvidia.com/gpu", metavar="NAME", help="Kubernetes' name of the device (nvidia.com/gpu)"
     )
@@ -97,14 +112,24 @@ def run(args: argparse.Namespace) -> int:
     """
     import json
 
+    from conformance.errors import ConformanceError
     from conformance.plan import Topology, make_plan
     from conformance.spec import load_workload
 
     workload = load_workload(args.workload)
     make_plan(workload, Topology(args.nodes, args.devices_per_node))
+    trains_on_data = workload.data != "dummy"
+    if trains_on_data != (args.data is not None):
+        named = "no data were" if trains_on_data else "--data was"
+        raise ConformanceError(
+            f"{workload.name} trains on {workload.data}, and {named} named.",
+            "Name the folder of prepared data with --data." if trains_on_data else "Leave --data out.",
+        )
     command = [
         *("pytest", f"suites/{workload.kind}", "-m", workload.mark),
         *("--nodes", str(args.nodes), "--devices-per-node", str(args.devices_per_node)),
+        *(("--data", args.data) if trains_on_data else ()),
+        *shlex.split(args.pytest),
     ]
     fields: dict[str, object] = {
         "name": workload.name,
@@ -116,7 +141,9 @@ def run(args: argparse.Namespace) -> int:
         print(SLURM.format(command=shlex.join(command), **fields), end="")
     else:
         fields["command"] = json.dumps([*command, "--reports", "/reports"])
-        print(KUBERNETES.format(**fields), end="")
+        mount = f"                - {{name: data, mountPath: {json.dumps(args.data)}, readOnly: true}}\n"
+        fields |= {"mounts": mount, "volumes": SHARED} if trains_on_data else {"mounts": "", "volumes": OWN}
+        print(KUBERNETES.format(note=SHARED_NOTE if trains_on_data else OWN_NOTE, **fields), end="")
         for role, replicas in (("Master", 1), ("Worker", args.nodes - 1)):
             if replicas:
                 print(REPLICAS.format(role=role, replicas=replicas, **fields), end="")
