@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, BinaryIO
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from conformance.checks import completion, consistency, timing
@@ -20,6 +18,7 @@ from conformance.internevo.log import Event, RunLog, parse_log
 from conformance.internevo.log.records import CHECKPOINT_SAVED, OVERFLOW
 from conformance.metrics.facts import Facts, gather, updates_at
 from conformance.metrics.loss import Loss, loss_of
+from conformance.metrics.segments import Clock, join, merge
 from conformance.metrics.target import held
 from conformance.metrics.throughput import Tflops, Throughput, tflops, throughput
 from conformance.plan import Plan
@@ -124,7 +123,7 @@ class RunAnalysis:
             "tflops": asdict(self.tflops) if self.tflops else None,
             "mfu": asdict(self.mfu),
             "loss": asdict(self.loss) if self.loss else None,
-            "exceptions": [self._exception_json(event) for event in self.exceptions],
+            "exceptions": self._exceptions_json(),
             "findings": [{**asdict(finding), "result": finding.result.value} for finding in self.findings],
             "lines": asdict(self.segments[-1].counts),
             "code_lines": dict(self.segments[-1].head.code_lines),
@@ -132,9 +131,16 @@ class RunAnalysis:
         result: dict[str, Any] = plain(shown)
         return result
 
-    def _exception_json(self, event: Event) -> dict[str, Any]:
-        shown = {"type": event.type, "message": event.message, "host": event.host, "rank": event.rank}
-        return {**shown, "after_step": _after_step(self.segments, event), "line": event.line}
+    def _exceptions_json(self) -> list[dict[str, Any]]:
+        names, clock = ("type", "message", "host", "rank"), Clock(self.segments)
+        return [
+            {
+                **{name: getattr(event, name) for name in names},
+                "after_step": clock.after_step(event),
+                "line": event.line,
+            }
+            for event in self.exceptions
+        ]
 
 
 def analyze(
@@ -183,56 +189,13 @@ def analyze_logs(
         One analysis for each run, resumed segments put together.
     """
     workload = plan.workload if plan is not None else workload
-    return [_analyze(run, plan, workload, limits or Limits(), tuple(others)) for run in _join_segments(logs)]
-
-
-def _join_segments(logs: Sequence[RunLog]) -> list[list[RunLog]]:
-    """Put each log that goes on where an earlier one stopped with that one."""
-    runs: list[list[RunLog]] = []
-    for log in logs:
-        begin = log.steps["step"].iloc[0] if len(log.steps) else None
-        before = [run for run in runs if any(len(segment.steps) for segment in run)]
-        if begin and before and begin <= _last_step(before[-1]) + 1:
-            before[-1].append(log)
-        elif begin is None and log.head.resumed_from and before:
-            before[-1].append(log)  # it resumed, and ended before its first step
-        else:
-            runs.append([log])
-    return runs
-
-
-def _last_step(segments: Sequence[RunLog]) -> int:
-    return max(int(segment.steps["step"].iloc[-1]) for segment in segments if len(segment.steps))
-
-
-def _merge(segments: Sequence[RunLog]) -> tuple[pd.DataFrame, tuple[tuple[pd.DataFrame, pd.DataFrame], ...]]:
-    """The steps of all segments, each once, and those that two segments made."""
-    merged = segments[0].steps.copy(deep=False)  # a long log has room once
-    merged["segment"] = 0
-    overlaps = []
-    for number, segment in enumerate(segments[1:], 1):
-        later = segment.steps.assign(segment=number)
-        if later.empty:
-            continue
-        again = merged["step"] >= later["step"].iloc[0]
-        if again.any():
-            both = np.intersect1d(merged.loc[again, "step"], later["step"])
-            pair = [
-                f[f["step"].isin(both)].drop_duplicates("step").reset_index(drop=True) for f in (merged[again], later)
-            ]
-            overlaps.append((pair[0], pair[1]))
-        merged = pd.concat([merged[~again], later], ignore_index=True)
-    return merged, tuple(overlaps)
-
-
-def _only(steps: pd.DataFrame, numbers: npt.NDArray[Any]) -> pd.DataFrame:
-    return steps[steps["step"].isin(numbers)].drop_duplicates("step").reset_index(drop=True)
+    return [_analyze(run, plan, workload, limits or Limits(), tuple(others)) for run in join(logs)]
 
 
 def _analyze(
     segments: list[RunLog], plan: Plan | None, workload: Workload | None, limits: Limits, others: tuple[Event, ...]
 ) -> RunAnalysis:
-    steps, overlaps = _merge(segments)
+    steps, overlaps = merge(segments)
     last = segments[-1]
     head = next((s.head for s in reversed(segments) if s.head.model), last.head)
     head = replace(head, resumed_from=segments[0].head.resumed_from)
@@ -346,19 +309,6 @@ def _was_stopped(log: RunLog) -> bool:
     if not saved or log.steps.empty:
         return False
     return bool(saved[-1].line > log.steps["line"].iloc[-1] and saved[-1].value == updates_at(log.steps)[-1])
-
-
-def _after_step(segments: Sequence[RunLog], event: Event) -> int | None:
-    """Last step logged before an event: by its line in its own log, by the clock in another rank's."""
-    for segment in segments:
-        if any(event is own for own in segment.events):
-            before = segment.steps.loc[segment.steps["line"] < event.line, "step"]
-            return int(before.iloc[-1]) if len(before) else None
-    steps = segments[-1].steps
-    before = (
-        steps.loc[steps["time"] <= pd.Timestamp(event.time), "step"] if event.time is not None else steps["step"][:0]
-    )
-    return int(before.iloc[-1]) if len(before) else None
 
 
 def _speed_json(speed: Throughput | None) -> dict[str, Any] | None:

@@ -278,7 +278,8 @@ def _cards_by_time(steps: pd.DataFrame, tokens: int) -> tuple[float, float]:
     gaps = np.where(np.diff(steps["step"].to_numpy()) == 1, gaps, np.nan)
     if np.isfinite(gaps).sum() >= 3:
         # The step is all of the gap between two lines, but for a little.
-        estimate = float(np.nanmedian(card_seconds[1:] / gaps))
+        with np.errstate(divide="ignore"):
+            estimate = float(np.nanmedian(card_seconds[1:] / gaps))
         low, high = max(low, estimate * 0.999), min(high, estimate * (1 + GAP_SHARE))
     return low, high
 

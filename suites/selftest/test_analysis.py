@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -155,6 +156,44 @@ def test_a_resumption_that_died_before_its_first_step_ends_the_run():
     raised = b"2026-01-01 00:09:00,000\tERROR train.py:321 in <module> -- Raise exception from n1 with rank id: 3\n"
     joined = only(run.text(last=50) + head + raised + b"Traceback (most recent call last):\n x\nOSError: no disk\n")
     assert (joined.outcome, len(joined.segments), len(joined.steps)) == ("crashed", 2, 50)
+
+
+SLICE, EXHAUSTED = read("h200-7b-slice24-v0.2.3.log"), read("h200-124m-data-exhausted-v0.3.1.log")
+SHORT = b"".join(line[: line.index(b" acc=")] + b" \n" for line in SLICE.splitlines() if b" tflops=" in line)
+
+
+@pytest.mark.parametrize(
+    "logs",
+    [
+        (EXHAUSTED, SLICE),
+        (SLICE, EXHAUSTED, SLICE),
+        (Run(total_steps=30, types=("en",)).text(), Run(total_steps=30).text()),
+        (SHORT, SLICE),
+        (SLICE, Run(total_steps=60).text(first=10)),
+        (Run(total_steps=60).text(last=30), SLICE, Run(total_steps=40).text()),
+    ],
+    ids=["two layouts", "three", "other types of data", "shorter lines", "resumed from another run", "unfinished"],
+)
+def test_runs_in_one_file_are_judged_as_they_are_alone(logs):
+    def told(run):
+        return [(f.check, f.result, re.sub(r"line \d+", "", f.message)) for f in run.findings]
+
+    together = analyze(io.BytesIO(b"".join(logs)))
+    assert [told(run) for run in together] == [told(only(log)) for log in logs]
+
+
+def test_two_runs_side_by_side_are_resumed_each_by_its_own():
+    small = replace_layers(Run(total_steps=60))
+    files = [Run(total_steps=60).text(last=40), small(0, 40), Run(total_steps=60).text(first=40), small(40, None)]
+    runs = analyze_logs([log for data in files for log in parse_log(io.BytesIO(data))])
+    assert [(len(run.segments), len(run.steps), run.facts.model.num_layers) for run in runs] == [
+        (2, 60, 32),
+        (2, 60, 24),
+    ]
+
+
+def replace_layers(run):
+    return lambda first, last: run.text(first=first, last=last).replace(b"'num_layers': 32", b"'num_layers': 24")
 
 
 def test_what_is_no_log_gives_no_analysis():

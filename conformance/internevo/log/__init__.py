@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import BinaryIO
 
@@ -11,6 +13,8 @@ import pandas as pd
 from conformance.internevo.log.messages import Head
 from conformance.internevo.log.parser import LINE, MAX_RUNS, META, SOURCE, TIME, Layout, Parser, Rows
 from conformance.internevo.log.records import COLUMNS, Event, LineCounts, LogHead, RunLog
+
+Events = tuple[Event, ...]
 
 __all__ = ["COLUMNS", "Event", "LineCounts", "LogHead", "RunLog", "parse_log"]
 
@@ -29,26 +33,22 @@ def parse_log(stream: BinaryIO, name: str = "") -> list[RunLog]:
     """
     parser = Parser()
     parser.read(stream)
-    _refuse_cut_rows(parser)
-    counts = _counts(parser)
     frame = _frame(parser.rows)
-    return _runs(frame, parser, counts, name) if len(frame) or counts.known or counts.refused else []
-
-
-def _refuse_cut_rows(parser: Parser) -> None:
-    """Refuse rows whose fields are only the first ones of a layout that is at least as common: writes cut short."""
-    sizes = {layout: rows.count for layout, rows in parser.rows.items()}
-    for layout, size in sizes.items():
-        if any(o[: len(layout)] == layout and len(o) > len(layout) and sizes[o] >= size for o in sizes):
-            parser.counts["steps"] -= size
-            for line in parser.rows.pop(layout).matrix[LINE, :size]:
-                parser.refuse(int(line), "it was cut off in the middle of a write", b"")
-                parser.cut = parser.cut or line >= parser.counts["lines"]
+    runs = [(head, piece, told) for head, part in _by_head(frame, parser) for piece, told in part]
+    runs = [(head, _without_cut_rows(piece, parser), told) for head, piece, told in runs]
+    counts = _counts(parser)
+    if not (len(frame) or counts.known or counts.refused):
+        return []
+    return [
+        RunLog(_steps(piece, parser), head, told, counts, name)
+        for head, piece, told in runs
+        if len(piece) or told or head != LogHead()
+    ]
 
 
 def _frame(layouts: dict[Layout, Rows]) -> pd.DataFrame:
     frames = []
-    for layout, rows in layouts.items():
+    for number, (layout, rows) in enumerate(layouts.items()):
         matrix = rows.matrix[:, : rows.count]
         frame = pd.DataFrame(matrix[META:].T, columns=list(layout), copy=False)
         frame["step"] = frame["step"].astype(np.int64)
@@ -58,37 +58,37 @@ def _frame(layouts: dict[Layout, Rows]) -> pd.DataFrame:
         times[known] = matrix[TIME][known].astype(np.int64).astype("datetime64[ms]")
         frame.insert(1, "time", times)
         frame["source"] = matrix[SOURCE].astype(np.int64)
+        frame["layout"] = number
         frames.append(frame)
     if not frames:
         empty = {"line": "int64", "time": "datetime64[ms]", "step": "int64", "loss": "float64", "tgs": "float64"}
-        return pd.DataFrame(columns=[*empty, "source"]).astype({**empty, "source": "int64"})
+        empty |= {"source": "int64", "layout": "int64"}
+        return pd.DataFrame(columns=list(empty)).astype(empty)
     frame = frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
-    return (
-        frame if frame["line"].is_monotonic_increasing else frame.sort_values("line", ignore_index=True, kind="stable")
-    )
+    # Two rows have one line where a write was cut short and the next one follows it there.
+    ordered = frame["line"].is_monotonic_increasing
+    return frame if ordered else frame.sort_values(["line", "step"], ignore_index=True)
 
 
-def _runs(frame: pd.DataFrame, parser: Parser, counts: LineCounts, name: str) -> list[RunLog]:
-    """Cut the file at each head, between the launchers' prefixes, and where the steps start over."""
+def _by_head(frame: pd.DataFrame, parser: Parser) -> Iterator[tuple[LogHead, list[tuple[pd.DataFrame, Events]]]]:
+    """Cut the file at each head, between the launchers' prefixes, and where the steps start over.
+
+    Yields:
+        Each head, with the rows and events of the runs that stand under it.
+    """
     heads = parser.heads
     if len(heads) > 1 and "data_parallel" not in heads[0][1] and not (frame["line"] < heads[1][0]).any():
         # What stands before the first head belongs to it.
         heads = [(0, {**heads[0][1], **heads[1][1]}), *heads[2:]]
-    ends = [line for line, _ in heads[1:]] + [counts.lines + 1]
+    ends = [line for line, _ in heads[1:]] + [parser.counts["lines"] + 1]
     events = sorted(parser.events, key=lambda event: event.line)
-    runs = []
+    at = [event.line for event in events]
     for (start, head), end in zip(heads, ends, strict=True):
         first, last = np.searchsorted(frame["line"].to_numpy(), [start, end])
         pieces = _pieces(frame.iloc[first:last])
-        begins = [start, *(int(piece["line"].iloc[0]) for piece in pieces[1:])]
-        for piece, begin, stop in zip(pieces, begins, [*begins[1:], end], strict=True):
-            told = tuple(event for event in events if begin <= event.line < stop)
-            if len(piece) or told or head:
-                steps = piece.copy(deep=False)  # a long log has room once
-                del steps["source"]
-                steps.index = pd.RangeIndex(len(steps))
-                runs.append(RunLog(steps, _head(head), told, counts, name))
-    return runs
+        begins = [start, *(int(piece["line"].iloc[0]) for piece in pieces[1:]), end]
+        told = [tuple(events[bisect_left(at, a) : bisect_left(at, b)]) for a, b in pairwise(begins)]
+        yield _head(head), list(zip(pieces, told, strict=True))
 
 
 def _pieces(frame: pd.DataFrame) -> list[pd.DataFrame]:
@@ -99,7 +99,35 @@ def _pieces(frame: pd.DataFrame) -> list[pd.DataFrame]:
         # What falls back more often than any real log is left in one piece, for the checks to refuse.
         falls = np.flatnonzero(np.diff(rows["step"].to_numpy()) < 0)[:MAX_RUNS] + 1
         pieces += [rows.iloc[a:b] for a, b in pairwise([0, *falls.tolist(), len(rows)])]
-    return pieces or [frame]
+    return sorted(pieces, key=lambda piece: int(piece["line"].iloc[0])) if len(pieces) > 1 else pieces or [frame]
+
+
+def _without_cut_rows(piece: pd.DataFrame, parser: Parser) -> pd.DataFrame:
+    """Refuse a run's rows whose fields are only the first ones of a layout as common in it: writes cut short."""
+    layouts = list(parser.rows)
+    sizes = {layouts[i]: int(n) for i, n in zip(*np.unique(piece["layout"], return_counts=True), strict=True)}
+    for layout, size in sizes.items():
+        if any(o[: len(layout)] == layout and len(o) > len(layout) and sizes[o] >= size for o in sizes):
+            cut = piece["layout"] == layouts.index(layout)
+            parser.counts["steps"] -= size
+            for line in piece.loc[cut, "line"].tolist():
+                parser.refuse(line, "it was cut off in the middle of a write", parser.first_lines.get(line, b""))
+                parser.cut = parser.cut or line >= parser.counts["lines"]
+            piece = piece[~cut]
+    return piece
+
+
+def _steps(piece: pd.DataFrame, parser: Parser) -> pd.DataFrame:
+    """The rows of one run, with the columns that its own lines have."""
+    if len(parser.rows) < 2:
+        steps = piece.copy(deep=False)  # a long log has room once
+        del steps["source"], steps["layout"]
+    else:
+        layouts = list(parser.rows)
+        known = {"line", "time", "step", "loss", "tgs"}.union(*(layouts[i] for i in piece["layout"].unique()))
+        steps = piece[[column for column in piece if column in known]]
+    steps.index = pd.RangeIndex(len(steps))
+    return steps
 
 
 def _head(head: Head) -> LogHead:

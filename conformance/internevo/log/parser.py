@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,7 +35,7 @@ MARKS = re.compile(grammar.MARKS + b"|" + traces.MARKS)
 _MAX_TEMPLATES = 8
 _MAX_COLUMNS = 256
 _MAX_LAYOUTS = 256
-_MAX_EVENTS = 2000  # of one kind
+_MAX_EVENTS = 1000  # of one kind, the first ones and as many of the last
 MAX_RUNS = 200
 _MAX_SOURCES = 1024
 _MAX_CODE_LINES = 200
@@ -118,8 +119,9 @@ class Parser:
         rows: The rows of each layout.
         heads: For each run found, the line of its beginning and what its head says.
         events: What the log tells besides, in no order.
-        counts: Lines by what became of them: lines, steps, known, refused.
+        counts: Lines by what became of them: lines, steps, known, refused; and events that were dropped.
         examples: Some refused lines, with the reason.
+        first_lines: Beginning of the first line of each layout, by its number.
         cut: Whether the file ends in the middle of a line of metrics.
     """
 
@@ -127,12 +129,13 @@ class Parser:
         self.rows: dict[Layout, Rows] = {}
         self.heads: list[tuple[int, Head]] = [(0, {})]
         self.events: list[Event] = []
-        self.counts = {"lines": 0, "steps": 0, "known": 0, "refused": 0}
+        self.counts = {"lines": 0, "steps": 0, "known": 0, "refused": 0, "events_dropped": 0}
         self.examples: list[str] = []
+        self.first_lines: dict[int, bytes] = {}
         self.cut = False
         self._prelude: Head = {}
-        self._traces = Traces()
-        self._events_of_kind: dict[str, int] = {}
+        self._traces = Traces(self._tell)
+        self._told: dict[tuple[str, bool], tuple[list[Event], deque[Event]]] = {}
         self._templates: list[Template] = []
         self._columns: set[str] = set()
         self._sources: dict[bytes, int] = {}
@@ -158,7 +161,7 @@ class Parser:
         self._close_record()
         self._settle()
         self._traces.finish()
-        self.events += self._traces.events
+        self.events = [event for first, last in self._told.values() for event in (*first, *last)]
         self.heads[-1] = (self.heads[-1][0], {**self._prelude, **self.heads[-1][1]})
 
     def refuse(self, line: int, reason: str, example: bytes, pieces: int = 1) -> None:
@@ -301,9 +304,14 @@ class Parser:
             code_lines[f"{text(header['file'])} {text(header['function'])}"] = int(header["code_line"])
 
     def _tell(self, event: Event) -> None:
-        count = self._events_of_kind[event.kind] = self._events_of_kind.get(event.kind, 0) + 1
-        if count <= _MAX_EVENTS:
-            self.events.append(event)
+        # What train.py caught has ended a training; no flood of other tracebacks may hide it.
+        key = event.kind, event.raised_by_train
+        first, last = self._told.setdefault(key, ([], deque(maxlen=_MAX_EVENTS)))
+        if len(first) < _MAX_EVENTS:
+            first.append(event)
+            return
+        self.counts["events_dropped"] += len(last) == _MAX_EVENTS
+        last.append(event)
 
     def _close_record(self) -> None:
         """Turn the pending line of metrics, now known to be whole, into a row."""
@@ -321,6 +329,8 @@ class Parser:
             self.cut = self.cut or record.cut
             self.refuse(record.line, str(refusal), record.text[record.body :], record.pieces)
             return
+        if layout not in self._loose and layout not in self.rows:
+            self.first_lines[record.line] = record.text[record.body :][:160]
         self._columns.update(layout)
         self.counts["steps"] += record.pieces
         time = milliseconds(record.text[slice(*record.time)]) if record.time else np.nan

@@ -148,6 +148,7 @@ class LineCounts:
         other: The rest: warnings, progress bars, prints.
         examples: Some of the refused, each with its line number and the reason.
         cut: Whether the file ends in the middle of a line of metrics.
+        events_dropped: Events that are counted as known but not kept, where one kind has thousands.
     """
 
     lines: int
@@ -157,6 +158,7 @@ class LineCounts:
     other: int
     examples: tuple[str, ...]
     cut: bool
+    events_dropped: int = 0
 
 
 @dataclass(frozen=True)

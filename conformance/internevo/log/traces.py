@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from conformance.internevo.log.messages import text
 from conformance.internevo.log.records import EXCEPTION, KILLED, Event
 
-_MAX_TRACEBACK = 120
+_MAX_TRACEBACK = 120  # lines
+_MAX_TEXT = 4 << 20  # characters of all tracebacks; what is raised after them is told without its own
+_MAX_TORN = 1024
 
 # What a line has that begins a traceback, goes on with one that was whole, or tells a signal.
 MARKS = (
@@ -41,8 +44,9 @@ class _Trace:
     message: str = ""
     lines: list[str] = field(default_factory=list)
 
-    def event(self) -> Event:
-        kept = self.lines
+    def event(self, room: int) -> Event:
+        """The exception, with its traceback where there is room for so many characters."""
+        kept = self.lines if room > 0 else []
         if len(kept) > _MAX_TRACEBACK:
             half = _MAX_TRACEBACK // 2
             kept = [*kept[:half], "...", *kept[-half:]]
@@ -60,15 +64,20 @@ class _Trace:
 
 
 class Traces:
-    """Collects tracebacks, also of several ranks whose lines are interleaved under the launcher's prefixes."""
+    """Collects tracebacks, also of several ranks whose lines are interleaved under the launcher's prefixes.
 
-    def __init__(self) -> None:
+    Args:
+        tell: Takes each exception and signal, when it is whole.
+    """
+
+    def __init__(self, tell: Callable[[Event], None]) -> None:
+        self._tell = tell
+        self._room = _MAX_TEXT
         self._open: dict[int, _Trace] = {}
         # Sources whose traceback still lacks its last line.
         self._inside: set[int] = set()
         # Caught exceptions whose own traceback was torn apart by another rank's; the next loose error line is theirs.
         self._torn: list[_Trace] = []
-        self.events: list[Event] = []
 
     @property
     def waiting(self) -> bool:
@@ -115,14 +124,12 @@ class Traces:
         if self._torn and _ERROR_NAME.match(piece) and (match := _FINAL.match(piece)):
             torn = self._torn.pop(0)
             torn.type, torn.message = text(match[1]), text(match[2] or b"")
-            self.events.append(torn.event())
+            self._end(torn)
             return True
         if match := _SIGNAL.search(piece[:4096]):
             name = match["name"]
             message = text(piece)
-            self.events.append(
-                Event(KILLED, message, line, type=text(name) if name else message.split(":")[0], rank=rank)
-            )
+            self._tell(Event(KILLED, message, line, type=text(name) if name else message.split(":")[0], rank=rank))
             return True
         return False
 
@@ -153,8 +160,8 @@ class Traces:
         trace = self._open.pop(source, None)
         if trace is None:
             return
-        if trace.type or not trace.raised_by_train:
-            self.events.append(trace.event())
+        if trace.type or not trace.raised_by_train or len(self._torn) >= _MAX_TORN:
+            self._end(trace)
         else:
             self._torn.append(trace)
 
@@ -162,5 +169,11 @@ class Traces:
         """End every open traceback: the log is over."""
         for source in list(self._open):
             self.close(source)
-        self.events += [trace.event() for trace in self._torn]
+        for trace in self._torn:
+            self._end(trace)
         self._torn.clear()
+
+    def _end(self, trace: _Trace) -> None:
+        event = trace.event(self._room)
+        self._room -= sum(map(len, event.traceback))
+        self._tell(event)

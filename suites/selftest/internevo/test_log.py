@@ -44,7 +44,11 @@ def only(data):
 
 def figures(run):
     """The steps without where they stood in the file."""
-    return run.steps.drop(columns="line")
+    return figures_of(run.steps)
+
+
+def figures_of(steps):
+    return steps.drop(columns="line")
 
 
 def commas(line):
@@ -270,6 +274,29 @@ def test_headless_runs_are_parted_where_the_steps_fall_back():
         list(range(12)),
         list(range(6)),
     ]
+
+
+def test_a_run_has_the_columns_of_its_own_lines():
+    whole, exhausted = only(SLICE).steps, only(EXHAUSTED).steps
+    assert set(whole) != set(exhausted)
+    for data, expected in ((EXHAUSTED + SLICE, [exhausted, whole]), (SLICE + EXHAUSTED, [whole, exhausted])):
+        for run, alone in zip(parse(data), expected, strict=True):
+            pd.testing.assert_frame_equal(figures(run), figures_of(alone), check_like=True)
+
+
+def test_a_run_whose_lines_end_earlier_than_anothers_is_no_run_of_cut_lines():
+    short = b"".join(line[: line.index(b" acc=")] + b" \n" for line in METRIC_LINES[:3])
+    runs = parse(short + SLICE)
+    assert [len(run.steps) for run in runs] == [3, 12]
+    assert "acc" not in runs[0].steps
+    assert runs[0].counts.refused == 0
+
+
+def test_the_line_that_was_cut_stands_in_the_example():
+    cut = METRIC_LINES[3][: METRIC_LINES[3].index(b" acc=")] + b"\n"
+    run = only(b"".join([*METRIC_LINES[:3], cut, *METRIC_LINES[4:]]))
+    assert (run.counts.refused, run.counts.steps) == (1, 11)
+    assert run.counts.examples[0].startswith("line 4: it was cut off in the middle of a write: tflops=")
 
 
 def test_a_resumed_segment_knows_its_checkpoint():

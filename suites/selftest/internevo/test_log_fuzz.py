@@ -3,6 +3,8 @@
 import io
 import re
 import runpy
+import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -207,7 +209,51 @@ STALLS = {
 }
 
 
+RAISED = LINE[:24] + b"ERROR train.py:321 in <module> -- Raise exception from h with rank id: 3\n"
+TRACE = b"Traceback (most recent call last):\n" + b'  File "train.py", line 1, in main\n' * 6 + b"ValueError: x\n"
+# A line or some lines, without end, each of which tells an event.
+FLOODS = {
+    "signals": b"Killed " + b"x" * 40 + b"\n",
+    "exceptions": b"Traceback (most recent call last):\nValueError: x\n",
+    "exceptions that train.py caught": RAISED + TRACE,
+    "exceptions without their tracebacks": RAISED,
+    "overflows": LINE[:24] + b"WARNING a.py:1 in f -- Overflow occurs, please check it.\n",
+    "steps that fall back": LINE.replace(b" step=3 ", b" step=4 ") + LINE,
+}
+STALLS |= {f"{name} without end": flood * min(48_000, 6_000_000 // len(flood)) for name, flood in FLOODS.items()}
+
+
+def judge(data):
+    """Analyse a log; CPU time."""
+    begin = time.process_time()
+    runs = [run.to_json() for run in analyze(io.BytesIO(data))]
+    assert all(run["lines"]["lines"] >= 1 for run in runs)
+    return time.process_time() - begin
+
+
 @pytest.mark.parametrize("name", STALLS)
 def test_nothing_stalls_it(name):
-    for run in parse_log(io.BytesIO(STALLS[name])):
-        assert run.counts.lines >= 1
+    """Four times the log takes four times as long; what goes by the square would take sixteen times."""
+    data = STALLS[name]
+    assert judge(data) < 9 * max(judge(data[: len(data) // 4]), 0.25)
+
+
+@pytest.mark.parametrize("name", [name for name in FLOODS if "steps" not in name])
+def test_no_flood_of_events_fills_the_memory(name):
+    kept = []
+    for count in (2100, 4200):
+        data = io.BytesIO(FLOODS[name] * count)
+        tracemalloc.start()
+        runs = parse_log(data)
+        kept.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+    assert sum(len(run.events) for run in runs) <= 2 * parser._MAX_EVENTS
+    assert kept[1] < kept[0] + (1 << 19)
+
+
+def test_of_a_flood_the_first_and_the_last_events_are_kept_and_the_rest_counted():
+    (run,) = parse_log(io.BytesIO(b"Killed\n" * 5000 + RAISED + TRACE + b"Killed\n" * 5000))
+    assert [event.line for event in run.exceptions if event.kind == "killed"] == [*range(1, 1001), *range(9010, 10010)]
+    assert [event.type for event in run.exceptions if event.raised_by_train] == ["ValueError"]
+    assert run.counts.events_dropped == 8000
+    assert run.counts.known == 10_009
