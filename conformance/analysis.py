@@ -283,7 +283,9 @@ def _outcome(
             return "out_of_memory", False
         return ("stopped" if all(event.type in STOPS for event in fatal) else "crashed"), False
     if reached:
-        return "completed", True
+        # The end of a run whose beginning nobody has shown is a fragment.
+        whole = last.head.resumed_from is not None or updates_at(steps)[0] <= 1
+        return ("completed", True) if whole else ("unknown", None)
     if last.counts.cut:
         return "truncated", False
     if _was_stopped(last):

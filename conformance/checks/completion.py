@@ -72,6 +72,9 @@ def completed(
     if at_target:
         message = f"{told}; stopped, its loss being below the target for as long as the window."
         return replace(base, result=Result.PASS, message=message)
+    if outcome == "unknown" and total_steps is not None:
+        message = f"{told}; no exception was raised, but the steps before the first of these are not in the log."
+        return replace(base, result=Result.ERROR, message=message, next_step="Give the whole log.")
     if outcome == "unknown":
         message = f"{told}; no exception was raised, but nothing tells how many there should be."
         return replace(base, result=Result.ERROR, message=message, next_step="Name the workload: --workload.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -145,7 +145,7 @@ def elements(subject: Subject) -> Finding:
 
 
 def tokens(subject: Subject) -> Finding:
-    """Check that the consumed tokens are steps times batch times sequence length.
+    """Check that the consumed tokens are steps times batch times sequence length, of a batch that the workload allows.
 
     Args:
         subject: The run.
@@ -158,7 +158,28 @@ def tokens(subject: Subject) -> Finding:
         return skip(check, "The tokens of a step are not known.")
     counted, expected = subject.column("num_consumed_tokens"), (subject.column("step") + 1) * per_step
     relation = f"num_consumed_tokens is the steps so far times {per_step}"
-    return judge(check, subject, counted != expected, relation, "counted, not timed", (counted, expected))
+    finding = judge(check, subject, counted != expected, relation, "counted, not timed", (counted, expected))
+    batch = subject.facts.global_batch_size
+    # A plan has been held against the benchmark's rules before; a log that only names its workload has not.
+    if finding.result is not Result.PASS or batch is None or subject.workload is None or subject.plan is not None:
+        return finding
+    wanted = subject.workload.reference.global_batch_size
+    if batch == wanted:
+        return finding
+    message = f"The global batch size is {batch}, that of {subject.workload.name} is {wanted}"
+    if batch < wanted:
+        return replace(finding, message=f"{finding.message} {message}: a reduction, which is to be disclosed.")
+    return Finding(
+        check,
+        Result.FAIL,
+        f"{message}; it may shrink, never grow.",
+        float(batch),
+        "sequences",
+        float(wanted),
+        subject.workload.source_of("reference"),
+        wanted / batch - 1,
+        next_step=f"Choose micro_num so that micro_bsz x micro_num x data-parallel size is {wanted}.",
+    )
 
 
 def packing(subject: Subject) -> Finding:

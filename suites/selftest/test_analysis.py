@@ -77,6 +77,28 @@ def test_the_benchmarks_sample_line():
     assert not [f for f in run.findings if f.result is Result.FAIL]
 
 
+def test_the_batch_of_a_named_workload_may_shrink_but_not_grow():
+    workload, verdicts = load_workload("llama2-7b-perf"), {16: "a reduction", 32: "", 64: "may shrink, never grow"}
+    for data_parallel, told in verdicts.items():
+        for head in (True, False):
+            run = only(Run(data_parallel=data_parallel, seconds=9.0).text(head=head), workload=workload)
+            finding = result(run, "log-tokens")
+            assert run.facts.global_batch_size == 8 * data_parallel
+            assert finding.result is (Result.FAIL if data_parallel == 64 else Result.PASS)
+            assert told in finding.message
+            assert ("The global batch size is" in finding.message) == (data_parallel != 32)
+
+
+def test_the_end_of_a_run_is_not_all_of_it():
+    sample = (ROOT / "fixtures" / "logs" / "benchmark-sample-line.log").read_bytes()
+    for data in (sample, Run(data_parallel=32, seconds=9.0).text(head=False).split(b"\n", 3)[-1]):
+        run = only(data, workload=load_workload("llama2-7b-perf"))
+        assert (run.outcome, run.complete, result(run, "run-complete").result) == ("unknown", None, Result.ERROR)
+        assert "the steps before the first of these are not in the log" in result(run, "run-complete").message
+    skipped = only(Run(data_parallel=32, seconds=9.0, skipped={0, 1}).text(), workload=load_workload("llama2-7b-perf"))
+    assert (skipped.outcome, skipped.complete) == ("completed", True)
+
+
 def test_json_is_strict_and_every_check_is_described():
     data = b"".join(read(path.name) for path in sorted(LOGS.glob("*.log")))
     runs = analyze(io.BytesIO(data), workload=load_workload("slice-7b-perf"), limits=Limits(declared_tgs=1.0))
