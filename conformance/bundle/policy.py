@@ -16,9 +16,10 @@ from conformance.bundle.archive import Limits
 from conformance.errors import PolicyError
 from conformance.report import dsse, keys, schemas
 from conformance.report.build import suite_digest
-from conformance.report.challenge import TIME_FORMAT, time_of
+from conformance.report.challenge import TIME_FORMAT, Spent, time_of, time_text
 from conformance.spec import load_workload
 from conformance.spec.floors import Floor, floor_from
+from conformance.strictjson import quoted
 
 PAYLOAD_TYPE = "application/vnd.internevo-conformance.policy+json"
 # Ten thousand keys take about 4 MB.
@@ -47,6 +48,24 @@ class Key:
     valid_from: datetime
     valid_until: datetime
     revoked: str | None
+
+    def fault(self, when: datetime) -> str:
+        """Why the key is not accepted, whenever it signed if it is revoked: who has it can antedate.
+
+        Args:
+            when: The time.
+
+        Returns:
+            A sentence; empty where it is accepted.
+        """
+        if self.revoked is not None:
+            return f"The key {self.id} of {quoted(self.name)} is revoked: {self.revoked}"
+        if not self.valid_from <= when <= self.valid_until:
+            return (
+                f"The key {self.id} of {quoted(self.name)} is valid from {time_text(self.valid_from)} to "
+                f"{time_text(self.valid_until)}, not at {time_text(when)}."
+            )
+        return ""
 
 
 @dataclass(frozen=True)
@@ -133,6 +152,21 @@ class Policy:
             Public keys by key id.
         """
         return {name: key.public_key for name, key in self.keys.items() if not roles or key.role in roles}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a lab judges with.
+
+    Args:
+        policy: Its policy; None where nobody is to be trusted.
+        now: The time.
+        spent: The challenges that were answered; None where the lab's list is not at hand.
+    """
+
+    policy: Policy | None
+    now: datetime
+    spent: Spent | None = None
 
 
 def draft(

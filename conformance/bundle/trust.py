@@ -1,27 +1,27 @@
 """The verifier's judgement: facts of a bundle, a policy and the time give answers. Pure; nothing is read here.
 
-Without a policy the questions that need somebody to be trusted stay open. Under a policy an open question leaves the
-verdict open: what could not be shown is not taken for granted.
+Without a policy the questions that need somebody to be trusted stay open. An open question leaves the verdict open
+under a policy, and for an official workload always: what could not be shown is not taken for granted.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import datetime
 from itertools import combinations
 
 from conformance.bundle.attempts import journal_answer
+from conformance.bundle.challenged import challenge_answer, nonces
 from conformance.bundle.facts import Answer, BundleFacts, Reply, RunFacts, at, count
-from conformance.bundle.policy import LAB, Key, Policy
+from conformance.bundle.policy import Bench, Key, Policy
 from conformance.checks.finding import Finding, Result, Verdict, verdict
 from conformance.checks.throughput import floor_reached
 from conformance.errors import ConformanceError, PolicyError
-from conformance.report import challenge as challenges
 from conformance.report import dsse, statement
 from conformance.report.build import suite_digest
+from conformance.report.challenge import time_text
 from conformance.spec import load_checks
 from conformance.spec.floors import find_floor
 from conformance.strictjson import quoted
@@ -54,21 +54,6 @@ OTHER_SUITE = "Verify with the suite that made the report."
 SHOWN = 3
 # Order of gravity.
 VERDICTS = (Verdict.NOT_CONFORMANT, Verdict.INCONCLUSIVE, Verdict.REHEARSAL, Verdict.CONFORMANT)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What a lab judges with.
-
-    Args:
-        policy: Its policy; None where nobody is to be trusted.
-        now: The time.
-        spent: The challenges that were answered; None where the lab's list is not at hand.
-    """
-
-    policy: Policy | None
-    now: datetime
-    spent: challenges.Spent | None = None
 
 
 @dataclass(frozen=True)
@@ -127,12 +112,12 @@ def judge_trust(facts: BundleFacts, bench: Bench) -> Judged:
         "journal": journal_answer(facts, bench.policy),
         **({"devices": _devices(facts)} if facts.submission else {}),
         "runs": _runs(facts, bench),
-        "challenge": _challenge(facts, vendor, bench),
+        "challenge": challenge_answer(facts, vendor, bench),
         "trust": _trust(facts, bench),
     }
     answers = tuple(Answer(name, QUESTIONS[name], *replies[name]) for name in replies)
     verdicts = tuple(_run_verdict(run, found) for run, found in together)
-    return Judged(_verdict(facts, verdicts, replies, bench), verdicts, answers, findings, vendor, _nonces(facts))
+    return Judged(_verdict(facts, verdicts, replies, bench), verdicts, answers, findings, vendor, nonces(facts))
 
 
 def require_in_force(policy: Policy, now: datetime) -> None:
@@ -147,8 +132,8 @@ def require_in_force(policy: Policy, now: datetime) -> None:
     """
     if not policy.issued <= now < policy.expires:
         raise PolicyError(
-            f"The policy {quoted(policy.name)} holds from {_time(policy.issued)} to {_time(policy.expires)}; it is "
-            f"{_time(now)}.",
+            f"The policy {quoted(policy.name)} holds from {time_text(policy.issued)} to {time_text(policy.expires)}; "
+            f"it is {time_text(now)}.",
             "Get the lab's current policy.",
         )
 
@@ -164,7 +149,8 @@ def _verdict(facts: BundleFacts, verdicts: Sequence[Verdict], replies: Mapping[s
     ]
     if "no" in answers:
         found.append(Verdict.NOT_CONFORMANT)
-    if (bench.policy is not None and "open" in answers) or replies["recomputed"][0] == "open":
+    certifies = bench.policy is not None or any(_certifies(run) for run in facts.runs)
+    if (certifies and "open" in answers) or replies["recomputed"][0] == "open":
         found.append(Verdict.INCONCLUSIVE)
     return min(found, key=VERDICTS.index)
 
@@ -173,7 +159,12 @@ def _run_verdict(run: RunFacts, findings: tuple[Finding, ...]) -> Verdict:
     if findings == run.findings:  # nothing was ruled on; that the claim is what is found, "recomputed" answers
         return Verdict(run.predicate["verdict"])
     decisive = [finding for finding in findings if _is_decisive(finding)]
-    return verdict(decisive, _required(run.kind), run.official and run.kind != "preflight")
+    return verdict(decisive, _required(run.kind), _certifies(run))
+
+
+def _certifies(run: RunFacts) -> bool:
+    """Whether a run is of the kind that conformance is claimed for; any other is a rehearsal."""
+    return run.official and run.kind != "preflight"
 
 
 def _is_decisive(finding: Finding) -> bool:
@@ -206,7 +197,7 @@ def _rule(run: RunFacts, vendor: str, bench: Bench) -> tuple[tuple[Finding, ...]
             None,
         )
         if waiver is not None and finding.result is not Result.PASS:
-            message = f"{finding.check} is waived until {_time(waiver.expires)}: {waiver.reason}"
+            message = f"{finding.check} is waived until {time_text(waiver.expires)}: {waiver.reason}"
             waived.append(message)
             finding = replace(finding, result=Result.PASS, message=f"{message} ({finding.message})", next_step="")
         found.append(finding)
@@ -324,7 +315,7 @@ def _group(together: Together, belongs: Callable[[str], bool], waived: Sequence[
 
 def _is_needed(run: RunFacts, check: str) -> bool:
     """Whether a check that was skipped leaves the verdict open: a rehearsal may skip what it has no limit for."""
-    return run.official and run.kind != "preflight" and check in _required(run.kind)
+    return _certifies(run) and check in _required(run.kind)
 
 
 def _data(facts: BundleFacts, bench: Bench) -> Reply:
@@ -410,81 +401,6 @@ def _log(run: RunFacts) -> str | None:
     return run.files.get(str(run.rebuilt.get("metrics", {}).get("log")))
 
 
-# --- the challenge ---------------------------------------------------------------------------------------------------
-
-
-def _challenge(facts: BundleFacts, vendor: str, bench: Bench) -> Reply:
-    trained = [run for run in facts.runs if run.kind != "preflight"]
-    without = [run for run in trained if run.challenge is None]
-    policy = bench.policy
-    if without and policy is not None and policy.challenge_required:
-        return "no", f"{at(without[0])}The run answers no challenge, and the policy requires one."
-    if bench.spent is not None:
-        for run in trained:
-            known = bench.spent.series.get(run.series, facts.report_id)
-            if known != facts.report_id:
-                return "no", f"{at(run)}Its losses and gradient norms are those of a run of the report {known}."
-    answering = [run for run in trained if run.challenge is not None]
-    if not answering:
-        return ("open", "The run answers no challenge.") if policy is None else ("yes", "The policy requires none.")
-    for run in answering:
-        try:
-            fault = _challenge_fault(run, run.challenge or b"", vendor, bench)
-        except ConformanceError as error:
-            fault = str(error)
-        if fault:
-            return "no", f"{at(run)}{fault}"
-    if policy is None:
-        return "open", "The seed is the challenge's; whether a lab issued it, and it is fresh, only a policy says."
-    if bench.spent is None:
-        return "open", "The lab's own, in time and answered; whether it was spent, only the lab's list tells: --spent."
-    for nonce in _nonces(facts):
-        if bench.spent.nonces.get(nonce, facts.report_id) != facts.report_id:
-            return "no", f"The challenge {nonce[:16]} was spent by the report {bench.spent.nonces[nonce]}."
-    return "yes", "The lab's own, for this vendor, in time, answered by its seed, and not spent."
-
-
-def _nonces(facts: BundleFacts) -> tuple[str, ...]:
-    """The nonces that the runs' own files carry, whatever the reports say."""
-    found = set()
-    for run in facts.runs:
-        with contextlib.suppress(ConformanceError):  # a malformed one is refused as an answer
-            found |= {challenges.parse(run.challenge).nonce} if run.challenge is not None else set()
-    return tuple(sorted(found))
-
-
-def _challenge_fault(run: RunFacts, envelope: bytes, vendor: str, bench: Bench) -> str:
-    """What is wrong with a run's answer; empty where nothing is."""
-    challenge = challenges.parse(envelope)
-    if run.workload not in challenge.workloads:
-        return f"The challenge is for {', '.join(challenge.workloads)}, not for {run.workload}."
-    wanted = challenges.seed(challenge.nonce, run.workload)
-    if run.seed != wanted:
-        return f"The run's seed is {run.seed}; the challenge's is {wanted}."
-    environment = run.predicate["environment"]
-    started, ended = _moment(environment.get("started")), _moment(environment.get("ended"))
-    if started is None or ended is None:
-        return "The run does not tell when it started and ended."
-    if started < challenge.issued or ended > challenge.expires:
-        return (
-            f"The run went from {_time(started)} to {_time(ended)}; the challenge was issued {_time(challenge.issued)} "
-            f"and expired {_time(challenge.expires)}."
-        )
-    if ended > bench.now:
-        return f"The run ended {_time(ended)}, which is still to come."
-    return "" if bench.policy is None else _issuer_fault(challenge, envelope, vendor, bench.policy)
-
-
-def _issuer_fault(challenge: challenges.Challenge, envelope: bytes, vendor: str, policy: Policy) -> str:
-    signed = dsse.verify(envelope, policy.public_keys(LAB), payload_type=challenges.PAYLOAD_TYPE)
-    for name in sorted(signed.key_ids):
-        if fault := _key_fault(policy.keys[name], challenge.issued):
-            return fault
-    if challenge.vendor != vendor:
-        return f"The challenge was issued to {quoted(challenge.vendor)}; the bundle is of {quoted(vendor)}."
-    return ""
-
-
 # --- who signed ------------------------------------------------------------------------------------------------------
 
 
@@ -509,7 +425,8 @@ def _vendor(facts: BundleFacts, bench: Bench) -> str:
 
 def _trust(facts: BundleFacts, bench: Bench) -> Reply:
     if bench.policy is None:
-        return "open", "No policy was given, so nobody vouches for the key."
+        settle = " A lab's policy would settle it: --policy FILE." if any(map(_certifies, facts.runs)) else ""
+        return "open", f"No policy was given, so nobody vouches for the key.{settle}"
     try:
         keys, others = _signers(facts, bench.policy)
     except ConformanceError as error:
@@ -518,7 +435,7 @@ def _trust(facts: BundleFacts, bench: Bench) -> Reply:
         return "no", f"No key of the policy signed the bundle, only {', '.join(others)}."
     # Also the keys of a submission's runs, where the policy knows them.
     for name in sorted({key.id for key in keys} | (facts.own_keys.keys() & bench.policy.keys.keys())):
-        if fault := _key_fault(bench.policy.keys[name], bench.now):
+        if fault := bench.policy.keys[name].fault(bench.now):
             return "no", fault
     roles = [key.role for key in keys]
     if missing := [role for role in bench.policy.required_roles if role not in roles]:
@@ -536,32 +453,8 @@ def _trust(facts: BundleFacts, bench: Bench) -> Reply:
     return "yes", f"Signed by {told}{f'; further keys unknown to the policy: {len(others)}' if others else ''}."
 
 
-def _key_fault(key: Key, when: datetime) -> str:
-    """Why a key is not accepted; empty where it is. Whenever a revoked one signed: who has it can antedate."""
-    if key.revoked is not None:
-        return f"The key {key.id} of {quoted(key.name)} is revoked: {key.revoked}"
-    if not key.valid_from <= when <= key.valid_until:
-        return (
-            f"The key {key.id} of {quoted(key.name)} is valid from {_time(key.valid_from)} to "
-            f"{_time(key.valid_until)}, not at {_time(when)}."
-        )
-    return ""
-
-
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
 def _told(waived: Sequence[str]) -> str:
     return "".join(f" {sentence}." for sentence in waived)
-
-
-def _time(moment: datetime) -> str:
-    return moment.astimezone(timezone.utc).strftime(challenges.TIME_FORMAT)
-
-
-def _moment(text: object) -> datetime | None:
-    try:
-        moment = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
-        return None if moment.tzinfo is None else moment.astimezone(timezone.utc)
-    except (ValueError, OverflowError):  # the first and the last day of the calendar exist in one time zone only
-        return None

@@ -18,7 +18,8 @@ from conformance import evidence, journal
 from conformance.bundle import archive, submission
 from conformance.bundle.archive import BundleIndex
 from conformance.bundle.facts import Answer, BundleFacts, RunFacts
-from conformance.bundle.trust import QUESTIONS, Bench, judge_trust
+from conformance.bundle.policy import Bench
+from conformance.bundle.trust import QUESTIONS, judge_trust
 from conformance.checks.finding import Finding, Verdict
 from conformance.errors import ArchiveError, ConformanceError, SignatureError
 from conformance.judgement import Judgement, judge

@@ -9,8 +9,8 @@ EPILOG = """\
 exit codes:
   0  everything holds; the verdict is CONFORMANT, or REHEARSAL for a workload that is not official
   1  something does not hold, or a check failed
-  2  could not judge: no such file, a policy that is not in force, or the verdict is INCONCLUSIVE; or the page cannot be
-     written
+  2  could not judge: no such file, a policy that is not in force, or the verdict is INCONCLUSIVE, as it is for an
+     official workload without a policy; or the page cannot be written
 
 example:
   conformance verify tiny.tar
@@ -61,7 +61,7 @@ def bench_of(args: argparse.Namespace):  # type: ignore[no-untyped-def]
     from datetime import datetime, timezone
 
     from conformance.bundle import policy
-    from conformance.bundle.trust import Bench
+    from conformance.bundle.policy import Bench
     from conformance.errors import PolicyError
     from conformance.report import challenge, keys
 

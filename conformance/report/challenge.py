@@ -200,6 +200,18 @@ def time_of(text: str, what: str) -> datetime:
         raise ChallengeError(f"{what} is {quoted(text)}; expected a UTC time as 2026-01-31T12:00:00Z.") from error
 
 
+def time_text(moment: datetime) -> str:
+    """Write a time as signed documents have it.
+
+    Args:
+        moment: The time, with its zone.
+
+    Returns:
+        UTC, to the second, ending in Z.
+    """
+    return moment.astimezone(timezone.utc).strftime(TIME_FORMAT)
+
+
 # --- the lab's list of challenges that were answered -----------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from conformance.bundle import policy
-from conformance.bundle.trust import Bench
+from conformance.bundle.policy import Bench
 from conformance.bundle.verify import verify
 from conformance.checks.finding import Verdict
 from conformance.report import keys

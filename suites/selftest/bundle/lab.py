@@ -6,6 +6,7 @@ Loaded with runpy by the tests that need them; what each test changes, it change
 import hashlib
 import json
 import re
+import runpy
 import shutil
 from datetime import datetime, timedelta, timezone
 from itertools import pairwise
@@ -14,7 +15,7 @@ from pathlib import Path
 from conformance import __version__, evidence, journal, strictjson
 from conformance.bundle import policy
 from conformance.bundle.pack import pack, submit
-from conformance.bundle.trust import Bench
+from conformance.bundle.policy import Bench
 from conformance.evidence import RunDirectory
 from conformance.internevo.config import render_config
 from conformance.internevo.patches import PATCHES
@@ -30,7 +31,9 @@ NOW = datetime(2026, 11, 24, 12, tzinfo=timezone.utc)
 VENDOR = "Example Silicon"
 WORKLOAD = "tiny-perf"
 ACCURACY = "tiny-accuracy"
+OFFICIAL = "llama2-7b-perf"
 FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
+HonestLog = runpy.run_path(str(FIXTURES / "honest_log.py"))["Run"]
 STATED = {
     "system_name": "bench one",
     "availability": "research",
@@ -188,6 +191,29 @@ class Lab:
         journal.append(path, "started", run.name, **details, resumes=resumes[-1])
         journal.append(path, "ended", run.name, outcome="ended", evidence=evidence.attempt_digest(files))
 
+    def official(self, envelope, name="official", seconds=260.0):
+        """A run of LLaMA2 7B on one card, its log synthesised: 4,032 tokens a second, above the published floor."""
+        run = self.run(name, envelope)
+        for path in (*run.rglob("rank1.json"), *run.rglob("rank1.log")):
+            path.unlink()
+        seed = challenge.seed(challenge.parse(envelope).nonce, OFFICIAL)
+        edit(run / evidence.REQUEST, lambda told: told.update(workload=OFFICIAL, devices_per_node=1, seed=seed))
+        tag = load_workload(OFFICIAL).tag
+        edit(run / evidence.RUN, lambda told: told["internevo"].update(kind="checkout", version=tag, tag=tag))
+        text = HonestLog(micro_num=128, seconds=seconds).text().decode()
+        (run / "logs/node0/rank0.log").write_text(text.replace(": 1024,", f": {seed},"))
+        refresh(run)
+        self.journal_again(run, OFFICIAL)
+        return run
+
+    def journal_again(self, run, workload):
+        """Journal one run of a workload that begins and ends with the evidence as it stands."""
+        (run / evidence.JOURNAL).unlink()
+        plan = evidence.digests(RunDirectory(run))[evidence.PLAN]
+        journal.append(run / evidence.JOURNAL, "started", run.name, workload=workload, plan=plan)
+        digest = evidence.attempt_digest(RunDirectory(run))
+        journal.append(run / evidence.JOURNAL, "ended", run.name, outcome="ended", evidence=digest)
+
     def preflight(self, after):
         """A real preflight, journalled after a run in the same reports folder."""
         run = self.folder / "preflight"
@@ -215,6 +241,12 @@ def accept_accuracy(document):
     accepted = {"name": ACCURACY, "digest": workload.digest, "runs": 1, "preflights": 0, "max_attempts": 1}
     document["workloads"].append(accepted)
     document["data"].append({"name": workload.data, "sha256": workload.data_digest})
+
+
+def accept_official(document):
+    """Let a policy accept one run of the official workload, without a preflight."""
+    accepted = {"name": OFFICIAL, "digest": load_workload(OFFICIAL).digest, "runs": 1, "preflights": 0}
+    document["workloads"].append({**accepted, "max_attempts": 1})
 
 
 def halve_speed(run):

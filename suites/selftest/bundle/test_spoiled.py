@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from conformance import evidence
 from conformance.bundle import archive, submission
-from conformance.bundle.trust import _moment
+from conformance.bundle.challenged import _moment
 from conformance.bundle.verify import verify
 from conformance.checks.finding import Verdict
 from conformance.commands.verify import print_verification

@@ -12,7 +12,7 @@ import pytest
 
 from conformance import evidence, journal
 from conformance.bundle import archive, policy
-from conformance.bundle.trust import Bench
+from conformance.bundle.policy import Bench
 from conformance.bundle.verify import verify
 from conformance.checks.finding import Verdict
 from conformance.cli import main

@@ -15,6 +15,7 @@ from conformance.report import challenge, dsse
 
 lab_tools = runpy.run_path(str(Path(__file__).parents[1] / "bundle" / "lab.py"))
 Lab, edit, VENDOR, WORKLOAD = (lab_tools[name] for name in ("Lab", "edit", "VENDOR", "WORKLOAD"))
+OFFICIAL = lab_tools["OFFICIAL"]
 
 
 @pytest.fixture
@@ -23,6 +24,7 @@ def lab(tmp_path, monkeypatch):
     lab = Lab(tmp_path)
     now = datetime.now(timezone.utc)
     document = lab.document()
+    lab_tools["accept_official"](document)
     for name, days in (("issued", -3), ("expires", 30)):
         document[name] = (now + timedelta(days=days)).strftime(challenge.TIME_FORMAT)
     for key in document["keys"]:
@@ -170,6 +172,53 @@ def test_another_vendors_challenge_is_not_spent_by_who_copies_it(lab, capsys):
     assert Path("spent.jsonl").read_text() == ""
 
 
+def official_of(lab, **run):
+    now = datetime.now(timezone.utc)
+    made = lab.official(lab.challenge(workloads=(OFFICIAL,), issued=now - timedelta(days=1)), **run)
+    tell_time(made, now)
+    lab.journal_again(made, OFFICIAL)
+    return lab.submission([made], name="x.tar", chain=False)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "verdict", "result", "level", "code"),
+    [
+        (260.0, "CONFORMANT", "PASSED", "INTERNEVO_CONFORMANT", 0),
+        (400.0, "NOT_CONFORMANT", "FAILED", "FAILED", 1),
+    ],
+    ids=["fast enough", "too slow"],
+)
+def test_an_official_submission_is_judged_and_countersigned(lab, capsys, seconds, verdict, result, level, code):
+    """A whole submission of LLaMA2 7B whose log is synthesised, against the published floor."""
+    official_of(lab, seconds=seconds)
+    capsys.readouterr()
+    assert main(["verify", "x.tar", *UNDER, "--json"]) == code
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["verdict"] == verdict
+    no = {question["id"] for question in shown["questions"] if question["answer"] != "yes"}
+    assert no == (set() if code == 0 else {"limits"})
+    assert main(["countersign", "x.tar", *UNDER, "--signing-key", "lab.pem", "-o", "x.vsa.json"]) == code
+    stated = json.loads(dsse.parse(Path("x.vsa.json").read_bytes()).payload)["predicate"]
+    assert (stated["verificationResult"], stated["verifiedLevels"]) == (result, [level])
+    capsys.readouterr()
+    assert main(["countersign", "x.tar", "--check", "x.vsa.json", "--lab-key", "lab.pem.pub"]) == code
+    assert capsys.readouterr().out.startswith(f"{result} {level}: stated ")
+    assert main(["compare", "x.tar", *UNDER, "--csv", "c.csv"]) == (0 if code == 0 else 2)
+
+
+def test_nobody_certifies_himself(lab, capsys):
+    """Without a policy any self-made key would do; what would settle it, the answer says."""
+    official_of(lab)
+    capsys.readouterr()
+    assert main(["verify", "x.tar", "--json"]) == 2
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["verdict"] == "INCONCLUSIVE"
+    answers = {question["id"]: question for question in shown["questions"]}
+    assert {name for name, one in answers.items() if one["answer"] == "open"} == {"runs", "challenge", "trust"}
+    assert answers["trust"]["message"].endswith("A lab's policy would settle it: --policy FILE.")
+    assert main(["compare", "x.tar"]) == 2
+
+
 def test_a_vendor_cannot_countersign(lab, capsys):
     bundle_of(lab)
     assert main(["countersign", "x.tar", *UNDER, "--signing-key", "vendor.pem", "-o", "x.vsa.json"]) == 2
@@ -220,6 +269,6 @@ def test_compare_ranks_by_tgs(lab, capsys):
 
 
 def lab_bench():
-    from conformance.bundle.trust import Bench
+    from conformance.bundle.policy import Bench
 
     return Bench(None, datetime.now(timezone.utc))

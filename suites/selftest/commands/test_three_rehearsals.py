@@ -11,7 +11,7 @@ import pytest
 
 from conformance.bundle import archive
 from conformance.bundle.compare import compare
-from conformance.bundle.trust import Bench
+from conformance.bundle.policy import Bench
 from conformance.bundle.verify import verify
 from conformance.cli import main
 from conformance.evidence import RunDirectory
