@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from conformance.bundle import archive
-from conformance.bundle.trust import Bench
+from conformance.bundle.policy import Bench
 from conformance.bundle.verify import BundleEvidence, Verification, VerifiedRun, verify
 from conformance.checks.finding import Verdict
 from conformance.evidence import device_name
 from conformance.metrics.energy import joules_per_token
+from conformance.metrics.preflight import ceiling
 
 RANKED = (Verdict.CONFORMANT, Verdict.REHEARSAL)
 COLUMNS = (
@@ -59,9 +59,10 @@ def compare(paths: Sequence[Path], bench: Bench) -> tuple[list[dict[str, Any]], 
 
 def _rows(path: Path, verification: Verification) -> list[dict[str, Any]]:
     index = archive.read_index(path)
-    ceiling = next((_ceiling(run) for run in verification.runs if run.predicate["kind"] == "preflight"), None)
+    preflights = (run.rebuilt.get("metrics", {}) for run in verification.runs if run.predicate["kind"] == "preflight")
+    top = next((ceiling(metrics.get("by_device", ())) for metrics in preflights), None)
     return [
-        _row(path, verification, run, BundleEvidence(index, f"runs/{run.name}/" if run.name else ""), ceiling)
+        _row(path, verification, run, BundleEvidence(index, f"runs/{run.name}/" if run.name else ""), top)
         for run in verification.runs
         if run.predicate["kind"] != "preflight"
     ]
@@ -91,13 +92,6 @@ def _row(
         "joules_per_token": _energy(files, speed.get("median")),
         "steps": run.steps,
     }
-
-
-def _ceiling(run: VerifiedRun) -> float | None:
-    """The GEMM ceiling of one device with all at work, in TFLOPS, as the preflight of the same system measured it."""
-    rows = run.rebuilt.get("metrics", {}).get("by_device", ())
-    measured = [row["gemm_together_tflops"] for row in rows if row["gemm_together_tflops"] is not None]
-    return statistics.median(measured) if measured else None
 
 
 def _hours_to_target(loss: Mapping[str, Any], speed: Mapping[str, Any], plan: Mapping[str, Any]) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -52,6 +53,19 @@ def by_device(tasks: Tasks) -> list[dict[str, Any]]:
         seconds = _number(late.get(process["rank"], {}).get("late_seconds"))
         rows.append({**row, "late_ms": None if seconds is None else seconds * 1e3})
     return rows
+
+
+def ceiling(rows: Sequence[Record]) -> float | None:
+    """What MFU is quoted against: the bf16 product of 8192 x 8192 x 8192, every device at work, on the median device.
+
+    Args:
+        rows: As `by_device` gives them.
+
+    Returns:
+        TFLOPS; None where it was not measured.
+    """
+    measured = [row["gemm_together_tflops"] for row in rows if row["gemm_together_tflops"] is not None]
+    return statistics.median(measured) if measured else None
 
 
 def _bus(tasks: Tasks) -> Iterator[dict[str, Any]]:

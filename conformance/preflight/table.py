@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -41,9 +42,10 @@ def picture(run: Path) -> RenderableType:
 
 def _findings(findings: list[Finding]) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
-    for finding in findings:
-        style = STYLES[finding.result]
-        table.add_row(f"[{style}]{finding.result.value}[/]", finding.check, escape(finding.message))
+    # What ended one process leaves many checks unmade for the same reason, which is told once.
+    for (result, message), alike in itertools.groupby(findings, lambda finding: (finding.result, finding.message)):
+        style = STYLES[result]
+        table.add_row(f"[{style}]{result.value}[/]", "\n".join(each.check for each in alike), escape(message))
     return table
 
 

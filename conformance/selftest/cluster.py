@@ -79,6 +79,8 @@ def _device(rank: int) -> dict[str, Any]:
         told = {"case": "plain", "provider": "native 2.8", "dtype": dtype, "seed": 7, "row": 3}
         measured = {"error": good, "worst_row": 2 * good, "not_finite": 0, "same_twice": True}
         records.append({"kind": "kernel", "kernel": kernel, "result": result, **told, **measured})
+    at_work = {"throttle_thermal": "Not Active", "link_generation": "5", "link_generation_max": "5"}
+    records.append({"kind": "loaded-health", **at_work})
     capacity = {"needed_gib": 100.0, "held_gib": 101.0, "intact": True, "problem": ""}
     records.append({"kind": "capacity", **capacity})
     return _process(rank, records)
@@ -94,13 +96,17 @@ def _collectives(rank: int) -> dict[str, Any]:
         "problem": "",
     }
     speed = {"operation": "all_reduce", "size": RANKS, "busbw_gb_per_s": 300.0}
+    split = {"kernel": "cross-entropy", "case": f"vocabulary over {RANKS} ranks", "provider": "native 2.8"}
+    right = {"dtype": "float32", "seed": 7, "row": 3, "error": 1e-8, "worst_row": 2e-8, "not_finite": 0}
     return _process(
         rank,
         [
             {"kind": "clock", "offset_s": 0.001 * rank},
+            {"kind": "over", "part": "clocks"},
             {"kind": "collective", **made},
             {"kind": "backend", "backend": "nccl", "libraries": ["libnccl.so.2"]},
             {"kind": "reduction", "avg": "scales before it sums", "float64": "kept"},
+            *({"kind": "kernel", "result": name, **split, **right, "same_twice": True} for name in ("loss", "dlogits")),
             {"kind": "bandwidth", "bytes": 1 << 20, "algbw_gb_per_s": 50.0, **speed},
             {"kind": "bandwidth", "bytes": 1 << 29, "algbw_gb_per_s": 200.0, **speed},
             {"kind": "link", "sender": rank, "receiver": (rank + 1) % RANKS, "gb_per_s": (150.0, 40.0)[rank % DEVICES]},

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 from conformance.checks.finding import Finding, Result
 from conformance.checks.preflight import collectives, compute, devices, hosts, kernels
 from conformance.checks.preflight.collectives import collective_limit
@@ -15,7 +18,7 @@ from conformance.checks.preflight.records import (
     Record,
     Silent,
     Unmeasured,
-    made,
+    faultless,
     number,
     skip,
 )
@@ -46,16 +49,27 @@ def judge(preflight: Preflight) -> list[Finding]:
     """
     findings = []
     for check, (task, make) in CHECKS.items():
-        if task and (lost := _unfinished(preflight, task)) and not _complete(preflight, check):
-            findings.append(_not_made(check, lost))
-            continue
         try:
-            findings.append(make(check, preflight))
+            if task and (lost := _unfinished(preflight, task)) and not _complete(preflight, check):
+                raise Unmeasured(lost)
+            findings.append(_finite(make(check, preflight)))
         except Unmeasured as reason:
             findings.append(_not_made(check, str(reason)))
         except Silent as reason:
             findings.append(skip(check, str(reason)))
+        except Exception as error:  # a record that no check expects is no measurement, and hides no other check
+            findings.append(_not_made(check, f"a record is malformed ({type(error).__name__}: {error})"))
     return findings
+
+
+def _finite(finding: Finding) -> Finding:
+    """The same with what is no number told as a word: nan stands in no JSON."""
+    value, margin = finding.value, finding.margin
+    if isinstance(value, float) and not math.isfinite(value):
+        value = str(value)
+    return dataclasses.replace(
+        finding, value=value, margin=margin if margin is not None and math.isfinite(margin) else None
+    )
 
 
 def _not_made(check: str, reason: str) -> Finding:
@@ -74,10 +88,10 @@ def _unfinished(preflight: Preflight, task: str) -> str:
 
 
 def _complete(preflight: Preflight, check: str) -> bool:
-    """Whether a check can be made although its task did not end well: its own phase was over on every rank."""
-    kind = {"host-clock": "clock"}.get(check)
-    processes = {id(process) for process, _ in preflight.records(kind)} if kind else set()
-    return bool(kind) and len(processes) == preflight.setup["ranks"]
+    """Whether a check can be made although its task did not end well: its own part was over on every rank."""
+    part = PARTS.get(check, "")
+    over = {process["rank"] for process, record in preflight.records("over") if record["part"] == part}
+    return over >= set(range(preflight.setup["ranks"]))
 
 
 def _ending(process: Record) -> str:
@@ -94,11 +108,9 @@ def _ended(check: str, preflight: Preflight) -> Finding:
         for process in processes
         if process["outcome"] != "done"
     ]
-    limit = "every process ends by itself"
-    if lost:
-        return made(check, False, "; ".join(lost) + ".", value=float(len(lost)), unit="processes", limit=limit)
     seconds = sum(max(p["seconds"] for p in processes) for processes in preflight.tasks.values() if processes)
-    return made(check, True, f"All measuring processes ended by themselves, {seconds:.0f} s in all.", limit=limit)
+    good = f"All measuring processes ended by themselves, {seconds:.0f} s in all"
+    return faultless(check, lost, good, "processes", "this suite: a time limit for each task")
 
 
 KERNELS = ("attention", "rotary", "rms-norm", "linear", "cross-entropy", "embedding", "adamw", "grad-norm", "scatter")
@@ -132,4 +144,15 @@ CHECKS: dict[str, tuple[str, Check]] = {
     "link-even": ("collectives", collectives.links),
     "arrival-even": ("collectives", collectives.arrivals),
     "training-step": ("step", kernels.step),
+}
+# Check -> the part of its task, as the measuring process tells that it is over, after which the check can be made.
+PARTS = {
+    "host-clock": "clocks",
+    **dict.fromkeys(("gemm-correct", "gemm-speed", "copy-speed", "speed-even"), "compute"),
+    **{f"kernel-{name}": f"kernel {name}" for name in KERNELS},
+    "device-capacity": "capacity",
+    "collective-correct": "correctness",
+    "shim-numerics": "reduction",
+    "collective-speed": "bandwidths",
+    "link-even": "links",
 }

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from conformance.checks.finding import Finding
-from conformance.checks.preflight.records import Preflight, Record, Silent, Unmeasured, faultless, made, number, some
+from conformance.checks.preflight.records import (
+    Preflight,
+    Record,
+    Silent,
+    Unmeasured,
+    every,
+    faultless,
+    low,
+    made,
+    number,
+    some,
+)
+from conformance.devices.health import FLAGS, SOUND
 from conformance.evidence import device_name
 
 # Aspects of the device contract without which a device still trains.
 NOT_NEEDED = ("serial and driver", "smi", "float64")
+# What a driver keeps for itself is below 1 GiB; whoever uses a device from another container shows in its memory alone.
+USED_MIB = 2048
 
 
 def breaks_contract(row: Record) -> bool:
@@ -50,7 +64,7 @@ def identity(check: str, preflight: Preflight) -> Finding:
     Returns:
         The finding of that check.
     """
-    devices = [record for _, record in some(preflight.records("identity"), "device identity")]
+    devices = [record for _, record in _of_all_devices(preflight, "identity", "device identity")]
     faults = []
     for field in ("vendor", "model", "firmware", "driver", "memory"):
         values = sorted({str(device.get(field, "not told")) for device in devices})
@@ -62,20 +76,43 @@ def identity(check: str, preflight: Preflight) -> Finding:
         faults.append("two ranks have the same device")
     first = devices[0]
     good = f"{len(devices)} x {device_name(str(first.get('vendor')), str(first.get('model')))}, all alike"
-    return faultless(check, faults, good, value=str(first.get("model")), limit="equal on all nodes")
+    told = {"value": str(first.get("model")), "limit": "equal on all nodes"}
+    return faultless(check, faults, good, "", "this suite: the slowest or oddest device is everybody's", **told)
+
+
+def _of_all_devices(preflight: Preflight, kind: str, what: str) -> list[tuple[Record, Record]]:
+    records = every(preflight, kind, what, of="nodes")
+    if len(records) != preflight.setup["ranks"]:
+        raise Unmeasured(f"{preflight.setup['ranks']} devices are measured, {len(records)} of them wrote down a {what}")
+    return records
 
 
 def _health(preflight: Preflight) -> list[tuple[str, Record]]:
+    records = _of_all_devices(preflight, "health", "device health")
     told = [
         (f"device {record['index']} of node {process['rank']}", record)
-        for process, record in preflight.records("health")
+        for process, record in records
         if len(record) > 2
     ]
-    silent = [process for process, record in preflight.records("health") if len(record) <= 2]
+    silent = [process for process, record in records if len(record) <= 2]
     if not told:
         raise Silent("The device plugin tells nothing of the device's health.")
     if silent:
         raise Unmeasured(f"{len(silent)} devices tell nothing of their health, the others do")
+    return told
+
+
+def _loaded(preflight: Preflight) -> list[tuple[str, Record]]:
+    """Health as it was read while every device worked; nothing where the plugin tells nothing at rest either."""
+    if not preflight.records("loaded-health"):
+        return []
+    told = [
+        (f"{preflight.where(process)} at work", record)
+        for process, record in every(preflight, "loaded-health", "health at work")
+    ]
+    for where, record in told:
+        if "problem" in record:
+            raise Unmeasured(f"{where}: {record['problem']}")
     return told
 
 
@@ -89,12 +126,10 @@ def healthy(check: str, preflight: Preflight) -> Finding:
     Returns:
         The finding of that check.
     """
-    bad = ("Active", "Yes", "1", "True")
-    fields = ("remapping_pending", "remapping_failed", "throttle_thermal", "throttle_power_brake")
     faults = []
     told = _health(preflight)
-    for where, record in told:
-        faults += [f"{where}: {field} is {record[field]}" for field in fields if str(record.get(field)) in bad]
+    for where, record in (*told, *_loaded(preflight)):
+        faults += [f"{where}: {field} is {record[field]}" for field in FLAGS if record.get(field, "No") not in SOUND]
         if "ecc_uncorrected" in record and not number(record["ecc_uncorrected"]) <= 0:
             faults.append(f"{where}: {record['ecc_uncorrected']} uncorrected memory errors")
     # A counter that nobody read is no counter at zero.
@@ -123,6 +158,11 @@ def busy(check: str, preflight: Preflight) -> Finding:
     busy = [
         f"{where} is used by process {record['processes']}" for where, record in told if record["processes"].strip()
     ]
+    busy += [
+        f"{where} holds {record['memory_used_mib']} MiB before anything was started"
+        for where, record in told
+        if not number(record.get("memory_used_mib", 0)) <= USED_MIB
+    ]
     return faultless(check, busy, "No other process uses a device", "devices", "this suite")
 
 
@@ -139,11 +179,20 @@ def bus(check: str, preflight: Preflight) -> Finding:
     told = [(where, record) for where, record in _health(preflight) if "link_width_max" in record]
     if not told:
         raise Silent("The device plugin does not tell the width of the device's link to its host.")
-    # The generation falls while the device rests; the width does not.
+    untold = [where for where, record in told if "link_width" not in record]
+    if untold:
+        raise Unmeasured(f"{untold[0]} tells the widest link that it can have and not the one that it has")
     slow = [
         f"{where}: x{record['link_width']} of x{record['link_width_max']}"
         for where, record in told
-        if number(record["link_width"]) < number(record["link_width_max"])
+        if not number(record["link_width"]) >= number(record["link_width_max"])
+    ]
+    # The generation falls while the device rests; the width does not.
+    slow += [
+        f"{where}: generation {record['link_generation']} of {record['link_generation_max']}"
+        for where, record in _loaded(preflight)
+        if {"link_generation", "link_generation_max"} <= set(record)
+        and not number(record["link_generation"]) >= number(record["link_generation_max"])
     ]
     generations = sorted({str(record.get("link_generation_max")) for _, record in told})
     if len(generations) > 1:
@@ -167,8 +216,8 @@ def capacity(check: str, preflight: Preflight) -> Finding:
     Returns:
         The finding of that check.
     """
-    held = some(preflight.records("capacity"), "capacity")
-    process, worst = min(held, key=lambda item: number(item[1]["held_gib"]))
+    held = every(preflight, "capacity", "capacity")
+    process, worst = min(held, key=lambda item: low(item[1]["held_gib"]))
     needed = number(worst["needed_gib"])
     broken = [preflight.where(p) for p, record in held if record["intact"] is not True]
     good = number(worst["held_gib"]) >= needed and not broken

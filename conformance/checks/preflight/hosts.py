@@ -6,7 +6,19 @@ import math
 from collections.abc import Iterator
 
 from conformance.checks.finding import Finding, Result
-from conformance.checks.preflight.records import GIB, Preflight, Record, Unmeasured, faultless, made, number, skip, some
+from conformance.checks.preflight.records import (
+    GIB,
+    Preflight,
+    Record,
+    Unmeasured,
+    every,
+    faultless,
+    high,
+    low,
+    made,
+    number,
+    skip,
+)
 
 CLOCK_SECONDS = 1.0
 # torch's loaders, gloo and the collective library keep a file or socket for each other rank and channel.
@@ -18,7 +30,7 @@ MEMORY_PER_RANK, REHEARSAL_MEMORY_PER_RANK = 8 << 30, 1 << 30
 
 
 def _hosts(preflight: Preflight) -> list[Record]:
-    return [record for _, record in some(preflight.records("host"), "node")]
+    return [record for _, record in every(preflight, "host", "description of the node", of="nodes")]
 
 
 def _lowest(
@@ -28,10 +40,11 @@ def _lowest(
     hosts = _hosts(preflight)
     if all(host.get(field) is None for host in hosts):
         return skip(check, f"This system has no {told}.")
-    worst = min(hosts, key=lambda host: number(host[field]))
+    worst = min(hosts, key=lambda host: low(host[field]))
     value = number(worst[field])
     good = value >= limit
-    message = f"{told} of {worst['host']}: {value / scale:.4g} {unit}; needed {limit / scale:.4g}."
+    found = "none" if worst[field] is None else f"{value / scale:.4g} {unit}"
+    message = f"{told} of {worst['host']}: {found}; needed {limit / scale:.4g} {unit}."
     return made(
         check,
         good,
@@ -172,12 +185,12 @@ def frequency(check: str, preflight: Preflight) -> Finding:
     if not known:
         return skip(check, "The kernel does not tell how it chooses the CPU's frequency, as in most virtual machines.")
     slow = [f"{host['host']}: governor powersave" for host in known if host["governor"] == "powersave"]
-    slow += [
-        f"{host['host']}: limited to {limit / most:.0%} of its frequency"
-        for host in known
-        for limit, most in [(number(host["frequency_limit_khz"]), number(host["frequency_max_khz"]))]
-        if limit < 0.95 * most
-    ]
+    for host in known:
+        share = number(host["frequency_limit_khz"]) / number(host["frequency_max_khz"])
+        if math.isnan(share):
+            raise Unmeasured(f"{host['host']} does not tell its CPU's highest frequency and its limit")
+        if share < 0.95:
+            slow.append(f"{host['host']}: limited to {share:.0%} of its frequency")
     return faultless(check, slow, "No CPU is held below its frequency", "nodes", "the CPU's own maximum")
 
 
@@ -224,8 +237,10 @@ def clock(check: str, preflight: Preflight) -> Finding:
     Returns:
         The finding of that check.
     """
-    offsets = [(abs(number(r["offset_s"])), process) for process, r in some(preflight.records("clock"), "clock")]
-    worst, process = max(offsets, key=lambda pair: -1.0 if math.isnan(pair[0]) else pair[0])
+    offsets = [(abs(number(r["offset_s"])), process) for process, r in every(preflight, "clock", "clock")]
+    if len(offsets) == 1:
+        return skip(check, "One rank has no other's clock to agree with.")
+    worst, process = max(offsets, key=lambda pair: high(pair[0]))
     good = all(offset <= CLOCK_SECONDS for offset, _ in offsets)
     return made(
         check,
@@ -248,16 +263,25 @@ def software(check: str, preflight: Preflight) -> Finding:
     Returns:
         The finding of that check.
     """
-    nodes = some(preflight.records("host"), "node")
+    nodes = every(preflight, "host", "description of the node", of="nodes")
     stacks = {f"node {process['rank']} ({host['host']})": dict(host["software"]) for process, host in nodes}
-    libraries = {process["rank"]: tuple(r["libraries"]) for process, r in preflight.records("backend")}
+    loaded = {
+        process["rank"]: {
+            **dict.fromkeys(record["libraries"], ""),
+            **record.get("digests", {}),
+            **record.get("versions", {}),
+        }
+        for process, record in preflight.records("backend")
+    }
     faults = []
     for package in sorted({name for stack in stacks.values() for name in stack}):
         versions = {host: stack.get(package, "absent") for host, stack in stacks.items()}
         if len(set(versions.values())) > 1:
             faults.append(f"{package}: " + ", ".join(f"{host} {version}" for host, version in versions.items()))
-    if len(set(libraries.values())) > 1:
-        faults.append(f"collective libraries differ between ranks: {sorted(set(libraries.values()))}")
+    for library in sorted({name for names in loaded.values() for name in names}):
+        versions = {f"rank {rank}": names.get(library, "absent")[:16] for rank, names in loaded.items()}
+        if len(set(versions.values())) > 1:
+            faults.append(f"{library}: " + ", ".join(f"{rank} {version}" for rank, version in versions.items()))
     one = next(iter(stacks.values()))
     return faultless(
         check,

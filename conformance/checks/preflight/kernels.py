@@ -5,7 +5,16 @@ from __future__ import annotations
 import math
 
 from conformance.checks.finding import Finding
-from conformance.checks.preflight.records import ROUNDOFF, Preflight, Record, faultless, made, number, some
+from conformance.checks.preflight.records import (
+    ROUNDOFF,
+    Preflight,
+    Record,
+    Unmeasured,
+    every,
+    faultless,
+    made,
+    number,
+)
 
 # How many roundings a result may have gone through: one for a result that is computed in fp32 and rounded once, more
 # where intermediate values are kept in the dtype (attention probabilities, gradients through them) or are sums.
@@ -35,6 +44,8 @@ ROUNDINGS = {
     ("grad-norm", "clipped"): 1024,
     ("scatter", "out"): 256,
 }
+# What the case of a cross-entropy is called whose vocabulary lies on several ranks, as in tensor parallelism.
+SPLIT = "vocabulary over"
 # One row may be this many times worse than the whole; a row that was left out is off by 1.
 ROW_FACTOR = 16
 ROW_LIMIT = 0.5
@@ -58,7 +69,7 @@ def kernel(check: str, preflight: Preflight) -> Finding:
     if errors:
         process, record = errors[0]
         return made(check, False, f"{preflight.where(process)}: {name} cannot run: {record['problem']}.")
-    results = some([(p, r) for p, r in preflight.records("kernel") if r["kernel"] == name], f"result of {name}")
+    results = _results(name, preflight)
     judged = [(process, record, *_kernel_limits(record)) for process, record in results]
     bad = [item for item in judged if not _kernel_good(*item[1:])]
     providers = sorted({record["provider"] for _, record in results})
@@ -82,6 +93,19 @@ def kernel(check: str, preflight: Preflight) -> Finding:
         limit=limit,
         limit_source=source,
     )
+
+
+def _results(name: str, preflight: Preflight) -> list[tuple[Record, Record]]:
+    """A kernel's results, all of them from every rank."""
+    results = every(preflight, "kernel", f"result of {name}:", lambda r: (r["case"], r["result"]), kernel=name)
+    measured = {record["result"] for _, record in results}
+    absent = [result for kernel, result in ROUNDINGS if kernel == name and result not in measured]
+    if absent:
+        raise Unmeasured(f"no {' and no '.join(absent)} of {name} was written down")
+    split = any(SPLIT in record["case"] for _, record in results)
+    if name == "cross-entropy" and preflight.setup["ranks"] > 1 and not split:
+        raise Unmeasured("no cross-entropy over a vocabulary that ranks share was written down")
+    return results
 
 
 def _kernel_limits(record: Record) -> tuple[float, float]:
@@ -117,7 +141,7 @@ def determinism(check: str, preflight: Preflight) -> Finding:
     Returns:
         The finding of that check.
     """
-    results = some(preflight.records("kernel"), "kernel result")
+    results = [item for name in dict.fromkeys(kernel for kernel, _ in ROUNDINGS) for item in _results(name, preflight)]
     different = sorted({f"{r['kernel']} {r['result']}" for _, r in results if r["same_twice"] is not True})
     faults = [f"Not the same twice, bit by bit: {', '.join(different)}"] if different else []
     good, source = "Every kernel gives the same bits twice", "two runs on the same inputs"
@@ -134,7 +158,7 @@ def step(check: str, preflight: Preflight) -> Finding:
     Returns:
         The finding of that check.
     """
-    measured = some(preflight.records("step"), "training step")
+    measured = every(preflight, "step", "training step with tensor size", lambda record: record["tensor"])
     faults = []
     for process, record in measured:
         for name, limit in (("loss", STEP_LOSS), ("grad_norm", STEP_NORM)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,6 +140,68 @@ def some(records: list[tuple[Record, Record]], what: str) -> list[tuple[Record, 
     if not records:
         raise Unmeasured(f"no {what} was written down")
     return records
+
+
+def every(
+    preflight: Preflight,
+    kind: str,
+    what: str,
+    key: Callable[[Record], Hashable] = lambda record: "",
+    of: str = "ranks",
+    **where: Any,
+) -> list[tuple[Record, Record]]:
+    """Demand that every process measured what any of them did.
+
+    Args:
+        preflight: What was measured.
+        kind: Kind of the records.
+        what: What one of them is, in words.
+        key: What tells one measurement of a process from its others.
+        of: "ranks", or "nodes" for what one process a node measures.
+        where: Values of the records that are meant.
+
+    Returns:
+        The records of that kind.
+
+    Raises:
+        Unmeasured: There is none, or one process lacks what another has.
+    """
+    meant = [pair for pair in preflight.records(kind) if all(pair[1][name] == value for name, value in where.items())]
+    records = some(meant, what)
+    told: dict[int, set[Hashable]] = {}
+    for process, record in records:
+        told.setdefault(process["rank"], set()).add(key(record))
+    measured = set().union(*told.values())
+    for rank in range(preflight.setup[of]):
+        for lacking in sorted(measured - told.get(rank, set()), key=str):
+            name = " ".join(map(str, lacking)) if isinstance(lacking, tuple) else str(lacking)
+            raise Unmeasured(f"{of[:-1]} {rank} wrote down no {what} {name}".rstrip())
+    return records
+
+
+def low(value: Any) -> float:
+    """A number to be compared by how low it is.
+
+    Args:
+        value: As for `number`.
+
+    Returns:
+        The number; what is none counts as the lowest, so that it is found.
+    """
+    found = number(value)
+    return -math.inf if math.isnan(found) else found
+
+
+def high(value: Any) -> float:
+    """A number to be compared by how high it is.
+
+    Args:
+        value: As for `number`.
+
+    Returns:
+        The number; what is none counts as the highest, so that it is found.
+    """
+    return -low(-number(value))
 
 
 def number(value: Any) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from conformance.checks.finding import Result
@@ -48,6 +50,154 @@ def test_a_device_that_tells_nothing_among_others_that_do_is_an_error():
     findings = {finding.check: finding.result for finding in judge(preflight)}
     for check in ("device-health", "device-busy", "device-bus"):
         assert findings[check] is Result.ERROR
+
+
+def all_results(change):
+    preflight = sound_cluster()
+    change(preflight)
+    return {finding.check: finding for finding in judge(preflight)}
+
+
+def drop(preflight, task, number, **fields):
+    records = preflight.tasks[task][number]["records"]
+    records[:] = [r for r in records if any(r.get(name) != value for name, value in fields.items())]
+
+
+@pytest.mark.parametrize(
+    ("check", "task", "kind", "number", "values"),
+    [
+        ("host-shm", "host", "host", 1, {"shm_free_bytes": None}),
+        ("host-memory", "host", "host", 1, {"memory_available_bytes": "nan"}),
+        ("device-bus", "host", "health", 1, {"link_width": "nan"}),
+        ("device-capacity", "device", "capacity", 1, {"held_gib": "nan"}),
+        ("arrival-even", "collectives", "arrival", 1, {"late_seconds": "nan"}),
+        ("link-even", "collectives", "link", 1, {"gb_per_s": "nan"}),
+        ("shim-numerics", "collectives", "reduction", 1, {"avg": "sums, then divides"}),
+        ("device-health", "host", "health", 1, {"throttle_software_thermal": "Active"}),
+        ("device-health", "host", "health", 1, {"throttle_thermal": "nan"}),
+        ("device-health", "device", "loaded-health", 1, {"throttle_thermal": "Active"}),
+        ("device-health", "device", "loaded-health", 1, {"ecc_uncorrected": "2"}),
+        ("device-bus", "device", "loaded-health", 1, {"link_generation": "3"}),
+        ("device-bus", "device", "loaded-health", 1, {"link_generation": "nan"}),
+        ("device-busy", "host", "health", 1, {"memory_used_mib": "9000"}),
+        ("device-busy", "host", "health", 1, {"memory_used_mib": "nan"}),
+    ],
+)
+def test_what_is_no_number_or_not_sound_fails_on_any_one_node_or_rank(check, task, kind, number, values):
+    found = all_results(lambda preflight: find(preflight, task, kind, number).update(values))
+    assert {check for check, finding in found.items() if finding.result is not Result.PASS} == {check}
+    assert found[check].result is Result.FAIL
+    # Strict JSON holds it.
+    json.dumps([found[check].value, found[check].margin], allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("checks", "task", "number", "fields"),
+    [
+        (("gemm-correct", "gemm-speed", "copy-speed", "speed-even"), "device", 3, {"kind": "gemm"}),
+        (("gemm-speed", "speed-even"), "device", 3, {"kind": "gemm", "setting": "together"}),
+        (("gemm-correct", "copy-speed"), "device", 3, {"kind": "copy"}),
+        (("device-capacity",), "device", 3, {"kind": "capacity"}),
+        (("kernel-attention", "kernel-determinism"), "device", 3, {"kind": "kernel", "kernel": "attention"}),
+        (("kernel-attention",), "device", 3, {"kind": "kernel", "kernel": "attention", "result": "dv"}),
+        (("kernel-cross-entropy",), "collectives", 3, {"kind": "kernel"}),
+        (("shim-numerics",), "collectives", 3, {"kind": "reduction"}),
+        (("collective-correct",), "collectives", 3, {"kind": "collective"}),
+        (("collective-speed",), "collectives", 3, {"kind": "bandwidth", "bytes": 1 << 29}),
+        (("link-even",), "collectives", 3, {"kind": "link"}),
+        (("arrival-even",), "collectives", 3, {"kind": "arrival"}),
+        (("host-clock",), "collectives", 3, {"kind": "clock"}),
+        (("device-identity",), "host", 1, {"kind": "identity", "index": 1}),
+        (("device-health", "device-busy", "device-bus"), "host", 1, {"kind": "health", "index": 1}),
+        (("host-shm", "host-software"), "host", 1, {"kind": "host"}),
+        (("training-step",), "step", 3, {"kind": "step"}),
+    ],
+)
+def test_what_one_rank_did_not_measure_is_an_error(checks, task, number, fields):
+    found = all_results(lambda preflight: drop(preflight, task, number, **fields))
+    for check in checks:
+        assert found[check].result is Result.ERROR, found[check]
+        assert "wrote down" in found[check].message
+
+
+@pytest.mark.parametrize(
+    ("check", "fields"),
+    [
+        ("kernel-attention", {"kernel": "attention", "result": "dq"}),
+        ("kernel-adamw", {"kernel": "adamw", "result": "second"}),
+        ("kernel-cross-entropy", {"kernel": "cross-entropy", "case": "vocabulary over 4 ranks"}),
+    ],
+)
+def test_a_result_that_no_rank_measured_is_an_error(check, fields):
+    def change(preflight):
+        for task in ("device", "collectives"):
+            for rank in range(4):
+                drop(preflight, task, rank, kind="kernel", **fields)
+
+    found = all_results(change)
+    assert {check for check, finding in found.items() if finding.result is Result.ERROR} == {
+        check,
+        "kernel-determinism",
+    }
+
+
+@pytest.mark.parametrize(
+    ("check", "task", "kind", "change"),
+    [
+        ("device-bus", "host", "health", lambda record: record.pop("link_width")),
+        ("device-busy", "host", "health", lambda record: record.update(processes=[4711])),
+        ("host-limits", "host", "host", lambda record: record.pop("nofile")),
+        ("host-frequency", "host", "host", lambda record: record.update(frequency_limit_khz="")),
+        ("collective-correct", "collectives", "collective", lambda record: record.update(dtype="complex128")),
+    ],
+)
+def test_a_malformed_record_is_an_error_of_its_check_alone(check, task, kind, change):
+    found = all_results(lambda preflight: change(find(preflight, task, kind, 1)))
+    assert {check for check, finding in found.items() if finding.result is not Result.PASS} == {check}
+    assert found[check].result is Result.ERROR
+
+
+def test_one_rank_has_no_clock_and_no_speed_to_agree_with():
+    cluster = sound_cluster()
+    tasks = {task: processes[:1] for task, processes in cluster.tasks.items()}
+    tasks["host"][0]["records"] = [r for r in tasks["host"][0]["records"] if r.get("index", 0) == 0]
+    found = {f.check: f.result for f in judge(Preflight({**cluster.setup, "nodes": 1, "ranks": 1}, tasks))}
+    for check in ("host-clock", "speed-even", "link-even", "arrival-even", "collective-speed"):
+        assert found[check] is Result.SKIP
+
+
+def test_what_was_over_on_every_rank_is_judged_although_its_task_hung():
+    def change(preflight):
+        for rank, process in enumerate(preflight.tasks["device"]):
+            process.update(outcome="timeout", phase="kernel attention: odd")
+            process["records"].append({"kind": "over", "part": "compute"})
+            if rank:
+                process["records"].append({"kind": "over", "part": "kernel rotary"})
+
+    found = all_results(change)
+    assert found["gemm-speed"].result is Result.PASS
+    assert found["kernel-rotary"].result is Result.ERROR
+    assert found["kernel-attention"].result is Result.ERROR
+
+
+def test_a_speed_is_told_by_how_far_it_lies_from_the_known_one_on_either_side():
+    assert "gemm-square -0.4% from 773" in all_results(lambda preflight: None)["gemm-speed"].message
+
+    def faster(preflight):
+        for _, record in preflight.records("gemm"):
+            record.update(tflops=793.7)
+
+    found = all_results(faster)["gemm-speed"]
+    assert found.result is Result.PASS
+    assert "gemm-square +2.7% from 773" in found.message
+
+
+def test_the_ceiling_is_the_median_devices_product_with_all_at_work():
+    def change(preflight):
+        for rank, tflops in enumerate((700.0, 710.0, 720.0, 730.0)):
+            find(preflight, "device", "gemm", rank, setting="together").update(tflops=tflops)
+
+    assert "MFU's ceiling is 715" in all_results(change)["gemm-speed"].message
 
 
 def test_what_a_tool_does_not_tell_is_no_breach_of_contract():

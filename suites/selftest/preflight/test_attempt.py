@@ -140,13 +140,19 @@ def test_a_task_that_is_missing_leaves_it_open(preflight):
         ("environment/preflight-device.json", lambda v: v.update(processes={})),
         ("environment/preflight-device.json", lambda v: v["processes"].append(7)),
         ("environment/preflight-device.json", lambda v: v["processes"][0].pop("records")),
-        ("environment/preflight-host.json", lambda v: v["processes"][0]["records"][0].pop("nofile")),
     ],
 )
 def test_evidence_that_was_edited_is_refused_in_a_sentence(preflight, name, change):
     rewrite(preflight, name, change)
     with pytest.raises(EvidenceError):
         judge(RunDirectory(preflight))
+
+
+def test_a_record_that_was_edited_leaves_its_check_open(preflight):
+    rewrite(preflight, "environment/preflight-host.json", lambda v: v["processes"][0]["records"][0].pop("nofile"))
+    judged = judge(RunDirectory(preflight))
+    assert [f.check for f in judged.findings if f.result is Result.ERROR] == ["host-limits"]
+    assert judged.verdict is Verdict.INCONCLUSIVE
 
 
 def test_the_bundle_holds_what_was_measured(preflight, tmp_path):
