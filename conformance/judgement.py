@@ -159,7 +159,8 @@ def _judge_preflight(files: Evidence) -> Judgement:
     setup = evidence.read_json(files, evidence.PREFLIGHT)
     tasks = read_tasks(files)
     try:
-        request = Request(setup["workload"], setup["nodes"], setup["ranks"] // setup["nodes"], {}, setup["seed"])
+        per_node, chosen = setup["ranks"] // setup["nodes"], setup.get("overrides", {})
+        request = Request(setup["workload"], setup["nodes"], per_node, chosen, setup["seed"])
         plan = plan_of(request)
         findings = preflight_checks.judge(preflight_checks.Preflight(setup, tasks, load_expected()))
         metrics = figures(tasks)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from typing import Any
 
-from conformance.preflight.probe import CACHE_BYTES, Journal, relative_error, time_on_device
+from conformance.devices import Device
+from conformance.preflight.probe import CACHE_BYTES, Journal, exact_products, relative_error, time_on_device
 from conformance.preflight.worker import Task
+from conformance.spec import load_workload
 from conformance.spec.model import Model
 
 GIB = 1 << 30
@@ -16,6 +20,7 @@ COPY_BYTES = 8 * GIB
 REHEARSAL_COPY_BYTES = 64 << 20
 SAMPLES = 20
 WARMUP = 3
+OFFICIAL = ("llama2-7b-perf", "llama2-70b-perf")
 # Operand pairs that are taken in turn, so that no product finds its inputs in a cache.
 ROTATION = 3
 
@@ -23,20 +28,35 @@ Shape = tuple[str, int, int, int]
 
 
 def gemm_shapes(model: Model, tokens: int, tensor: int, rehearsal: bool) -> list[Shape]:
-    """The matrix products of one layer and of the head, on one device.
+    """The matrix products of one layer and of the head, on one device: the plan's, and the official workloads'.
 
     Args:
         model: The planned model.
         tokens: Tokens of a micro batch.
         tensor: Tensor-parallel size.
-        rehearsal: Whether the square product is the small one.
+        rehearsal: Whether a CPU measures, and the square product is the small one and the plan's shapes are all.
 
     Returns:
-        Name, rows, columns and inner size of each product; the square one first.
+        Name, rows, columns and inner size of each product, no sizes twice where more than the plan's are measured; the
+        square one first.
     """
-    h, square = model.hidden_size, REHEARSAL_SQUARE if rehearsal else SQUARE
+    side = REHEARSAL_SQUARE if rehearsal else SQUARE
+    shapes = [("square", side, side, side), *_layer(model, tokens, tensor)]
+    if rehearsal:
+        return shapes
+    # Of these spec/expected.toml knows figures.
+    shapes += [("square-4096", 4096, 4096, 4096), ("key-value-4096", 4096, 1024, 4096)]
+    for workload in map(load_workload, OFFICIAL):
+        reference, official = workload.reference, workload.model
+        own = _layer(official, reference.micro_bsz * official.seq_len, reference.tensor)
+        measured = {shape[1:] for shape in shapes}
+        shapes += [(f"{workload.mark}-{shape[0]}", *shape[1:]) for shape in own if shape[1:] not in measured]
+    return shapes
+
+
+def _layer(model: Model, tokens: int, tensor: int) -> list[Shape]:
+    h = model.hidden_size
     return [
-        ("square", square, square, square),
         ("query", tokens, h // tensor, h),
         ("key-value", tokens, 2 * model.kv_size // tensor, h),
         ("attention-out", tokens, h, h // tensor),
@@ -56,8 +76,10 @@ def measure(task: Task, journal: Journal, setting: str) -> None:
     """
     import torch
 
-    torch.manual_seed(task.seed)
-    torch.cuda.manual_seed_all(task.seed)
+    # Every rank multiplies numbers of its own.
+    seed = task.seed + int(os.environ["RANK"])
+    torch.manual_seed(seed)
+    torch.cuda.manual_seed_all(seed)
     flush = None if task.rehearsal else torch.empty(CACHE_BYTES, dtype=torch.uint8, device="cuda")
     shapes = gemm_shapes(Model(**task.model), task.tokens, task.tensor, task.rehearsal)  # type: ignore[arg-type]
     # Together, the square product alone is enough to see who falls behind.
@@ -102,6 +124,7 @@ def _product_error(a: Any, b: Any, c: Any) -> dict[str, Any]:
     """Freivalds' check of the whole product, and some elements against the host's processor in fp64."""
     import torch
 
+    exact_products()
     signs = torch.randint(0, 2, (b.shape[1], 1), device="cuda").float() * 2 - 1
     whole = relative_error(c.float() @ signs, a.float() @ (b.float() @ signs))
     rows = torch.randint(0, a.shape[0], (16,)).tolist()
@@ -128,6 +151,37 @@ def _copy(size: int) -> dict[str, Any]:
         **timing,
         "intact": bool(torch.equal(source, target)),
     }
+
+
+def loaded_health(task: Task, journal: Journal, device: Device, index: int) -> None:
+    """Ask for a device's health while it multiplies: at rest nothing is throttled, and a link may be slowed on purpose.
+
+    Args:
+        task: What is planned.
+        journal: Gets a record "loaded-health", where the plugin tells anything.
+        device: The plugin.
+        index: The device.
+    """
+    import torch
+
+    journal.phase("compute: health at work")
+    answers: list[dict[str, str]] = []
+
+    def ask() -> None:
+        try:
+            answers.append(device.health(index))
+        except Exception as error:  # a third party's code: told, and no other measurement is lost for it
+            answers.append({"problem": f"{type(error).__name__}: {error}"})
+
+    asking = threading.Thread(target=ask, daemon=True)
+    side = REHEARSAL_SQUARE if task.rehearsal else SQUARE
+    x = torch.randn(side, side, device="cuda").to(torch.bfloat16)
+    asking.start()
+    while asking.is_alive():
+        torch.mm(x, x)
+        torch.cuda.synchronize()
+    if answers[0]:
+        journal.record("loaded-health", **answers[0])
 
 
 def capacity(task: Task, journal: Journal) -> None:
@@ -163,3 +217,4 @@ def capacity(task: Task, journal: Journal) -> None:
     )
     del blocks
     torch.cuda.empty_cache()
+    journal.over("capacity")

@@ -299,14 +299,16 @@ _PROBES: dict[str, Callable[[int], str]] = {
 }
 
 
-def collective_libraries() -> list[str]:
+def mapped_libraries() -> dict[str, Path]:
     """Collective libraries that are mapped into this process: what its groups really use.
 
     Returns:
-        File names, sorted; empty where the system does not tell, and for gloo, which is part of torch.
+        Paths by file name; empty where the system does not tell, and for gloo, which is part of torch.
     """
     maps = Path("/proc/self/maps")
-    return sorted(set(COLLECTIVE_LIBRARIES.findall(maps.read_text()))) if maps.exists() else []
+    lines = maps.read_text().splitlines() if maps.exists() else []
+    paths = {Path(line[line.index("/") :]) for line in lines if "/" in line}
+    return {path.name: path for path in sorted(paths) if COLLECTIVE_LIBRARIES.fullmatch(path.name)}
 
 
 def _collectives(device: Device) -> str:
@@ -322,7 +324,7 @@ def _collectives(device: Device) -> str:
         backend = dist.get_backend()
         demand(bool((x == 1).all()), "all_reduce over one rank changes the value")
         demand(backend == device.backend, f"'nccl' becomes {backend!r}; the plugin says {device.backend!r}")
-        return f"{backend}, {', '.join(collective_libraries()) or 'no library of its own'}"
+        return f"{backend}, {', '.join(mapped_libraries()) or 'no library of its own'}"
     finally:
         dist.destroy_process_group()
 

@@ -26,7 +26,8 @@ def measure(task: Task, journal: Journal) -> None:
 
     local_rank, local = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     journal.phase("device: activate")
-    load_device(task.device).activate()
+    device = load_device(task.device)
+    device.activate()
     torch.cuda.set_device(local_rank)
     journal.record("process", host=socket.gethostname(), local_rank=local_rank, threads=torch.get_num_threads())
     meet = _Meeting(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
@@ -37,6 +38,8 @@ def measure(task: Task, journal: Journal) -> None:
             compute.measure(task, journal, "alone")
     meet.all()
     compute.measure(task, journal, "together")
+    compute.loaded_health(task, journal, device, local_rank)
+    journal.over("compute")
     kernels.measure(task, journal)
     compute.capacity(task, journal)
 

@@ -16,8 +16,11 @@ from typing import Any
 import psutil
 
 from conformance.devices import Device, load_device
+from conformance.errors import SourceError
+from conformance.internevo.source import find_source
 from conformance.preflight.probe import Journal
 from conformance.preflight.worker import Task
+from conformance.report.build import suite_digest
 
 WRITE_BYTES = 256 << 20
 REHEARSAL_WRITE_BYTES = 32 << 20
@@ -41,7 +44,7 @@ def measure(task: Task, journal: Journal) -> None:
     facts: dict[str, Any] = {"host": socket.gethostname(), "time": time.time(), **_limits(), **_memory(), **_cpu()}
     journal.phase("host: RDMA ports")
     facts["rdma_ports"] = _rdma_ports()
-    facts["software"] = software()
+    facts["software"] = {**software(), **_trees(task)}
     journal.phase("host: writing to the run folder")
     facts |= _disk(folder, REHEARSAL_WRITE_BYTES if task.rehearsal else WRITE_BYTES)
     journal.record("host", **facts)
@@ -73,6 +76,15 @@ def software() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     return versions
+
+
+def _trees(task: Task) -> dict[str, str]:
+    """Digests, shortened, of the suite and of InternEvo as they lie here: the same version may hold other files."""
+    trees = {"suite tree": suite_digest()[:16]}
+    with contextlib.suppress(SourceError):
+        source = find_source(Path(task.internevo) if task.internevo else None)
+        trees["InternEvo tree"] = (source.tree or "of no pin")[:16]
+    return trees
 
 
 def _limits() -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import math
+import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from conformance.kernels import install, reference
-from conformance.preflight.probe import BEYOND_FP16, Journal, poison, relative_error, time_on_device
+from conformance.preflight.probe import BEYOND_FP16, Journal, exact_products, poison, relative_error, time_on_device
 from conformance.preflight.worker import Task
 from conformance.spec.model import Model
 
@@ -29,8 +30,9 @@ DOCUMENTS = 64
 # AdamW as the official workloads set it.
 LR, BETA1, BETA2, EPS, WEIGHT_DECAY = 1e-4, 0.9, 0.95, 1e-8, 0.01
 CLIP, LOSS_SCALE = 1.0, 65536.0
-ADAM_ELEMENTS = 1 << 24
 REHEARSAL_ADAM_ELEMENTS = 1 << 20
+# Of memory for each element: two steps, kept twice, and the same in fp64 with what its norms need.
+ADAM_BYTES = 256
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,9 @@ def measure(task: Task, journal: Journal) -> None:
     journal.phase("kernels: import")
     providers = {source.module: f"{source.provider} {source.version}" for source in install()}
     model = Model(**task.model)  # type: ignore[arg-type]
-    torch.manual_seed(task.seed)
-    torch.cuda.manual_seed_all(task.seed)
+    seed = task.seed + int(os.environ["RANK"])
+    torch.manual_seed(seed)
+    torch.cuda.manual_seed_all(seed)
     for build in (_attention, _rotary, _rms_norm, _linear, _cross_entropy, _embedding, _adamw, _grad_norm, _scatter):
         name = build.__name__.strip("_").replace("_", "-")
         try:
@@ -77,6 +80,7 @@ def measure(task: Task, journal: Journal) -> None:
                 journal.phase(f"kernel {case.kernel}: {case.case}")
                 _measure_case(case, task, journal)
                 torch.cuda.empty_cache()
+            journal.over(f"kernel {name}")
         except Exception as error:  # the platform's code: one broken kernel hides no other
             told = f"{type(error).__name__}: {error}".splitlines()[0]
             journal.record("kernel-error", kernel=name, problem=told)
@@ -88,6 +92,7 @@ def _measure_case(case: Case, task: Task, journal: Journal) -> None:
         poison(*(tuple(result.shape) for result in raw.values()), dtype=dtype)
     first = case.view(raw)
     second = case.view(case.run())
+    exact_products()
     for name, exact in case.view(case.expected()).items():
         journal.record(
             "kernel",
@@ -351,7 +356,9 @@ def _cross_entropy(model: Model, task: Task, providers: dict[str, str]) -> Itera
 
 
 def _adamw(model: Model, task: Task, providers: dict[str, str]) -> Iterator[Case]:
-    size = REHEARSAL_ADAM_ELEMENTS if task.rehearsal else ADAM_ELEMENTS
+    # As many as the plan gives a rank, where they fit beside their reference.
+    fitting = int(torch.cuda.mem_get_info()[0]) // ADAM_BYTES
+    size = min(REHEARSAL_ADAM_ELEMENTS if task.rehearsal else task.optimizer_elements, fitting)
     start = torch.randn(size, device="cuda") * 0.02
     gradients = [torch.randn(size, device="cuda") * 1e-3 for _ in range(2)]
 

@@ -62,9 +62,12 @@ def run_on_all_nodes(
         commands = [[*step, *program]]
     else:
         commands = [[*program, str(rank)] for rank in range(request.nodes)]
-    _run(commands, run / "work" / "nodes.log")
-    for path in sorted((order.parent / "node0" / "environment").iterdir()):
-        shutil.copyfile(path, run / "environment" / path.name)
+    first = order.parent / "node0" / "environment"
+    try:
+        _run(commands, run / "work" / "nodes.log")
+    finally:  # what node 0 measured is kept, whatever became of the others
+        for path in sorted(first.iterdir()) if first.is_dir() else ():
+            shutil.copyfile(path, run / "environment" / path.name)
     return read_findings(run)
 
 

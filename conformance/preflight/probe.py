@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import statistics
@@ -46,6 +47,14 @@ class Journal:
         """
         self._write({"kind": kind, **{name: plain(value) for name, value in values.items()}})
 
+    def over(self, part: str) -> None:
+        """Say that a part is measured to its end, so that it can be judged whatever becomes of this process.
+
+        Args:
+            part: As in checks/preflight's PARTS.
+        """
+        self.record("over", part=part)
+
     def _write(self, line: Record) -> None:
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line, allow_nan=False) + "\n")
@@ -67,6 +76,25 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return value
+
+
+def sha256_of(path: Path) -> str:
+    """Hash a file that may be large.
+
+    Args:
+        path: The file.
+
+    Returns:
+        sha256, hex; empty where it cannot be read any more.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError:
+        return ""
+    return digest.hexdigest()
 
 
 def spread(samples: Sequence[float]) -> Record:
@@ -122,6 +150,13 @@ def time_on_device(
     torch.cuda.synchronize()
     times = [start.elapsed_time(end) / 1e3 for start, end in events[1:]]
     return spread(times)
+
+
+def exact_products() -> None:
+    """Let fp32 products of a reference be fp32 products: a driver, a variable or a framework may have chosen TF32."""
+    import torch
+
+    torch.set_float32_matmul_precision("highest")
 
 
 def relative_error(measured: Any, reference: Any) -> Record:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from conformance import __version__
 from conformance.checks.finding import Finding, Result
 from conformance.checks.preflight import Preflight, judge
 from conformance.devices import Device
-from conformance.errors import ConformanceError
 from conformance.evidence import PREFLIGHT as SETUP
 from conformance.evidence import write_json
 from conformance.launch.launcher import Place
@@ -27,11 +26,13 @@ from conformance.preflight.worker import Task
 from conformance.spec import load_workload
 from conformance.spec.expected import load_expected
 
+Tasks = dict[str, list[dict[str, Any]]]
+
 FINDINGS = "environment/preflight-findings.json"
 REHEARSAL_DEVICES = 2
 GATHER_PORT = 9
 # Seconds after which whatever a task still runs is ended: several times what it takes on a sound machine.
-LIMITS = {"contract": 90, "host": 120, "device": 150, "collectives": 120, "step": 150, "gather": 60}
+LIMITS = {"contract": 90, "host": 120, "device": 150, "collectives": 120, "step": 150, "gather": 120}
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Request:
         devices: Devices of each node.
         seed: Seed of all random inputs.
         internevo: Root of an InternEvo checkout; None for the installed wheel.
+        overrides: Sizes that were chosen with --set.
     """
 
     workload: str
@@ -51,6 +53,7 @@ class Request:
     devices: int
     seed: int
     internevo: Path | None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def nodes(self) -> int:
@@ -88,19 +91,21 @@ def run_preflight(
         One finding for each check; the same stands in the run directory.
 
     Raises:
-        ConformanceError: The workload cannot be planned on these devices, or the nodes do not meet.
+        ConformanceError: The workload cannot be planned on these devices.
     """
-    plan = make_plan(load_workload(request.workload), Topology(request.nodes, request.devices), seed=request.seed)
+    topology = Topology(request.nodes, request.devices)
+    plan = make_plan(load_workload(request.workload), topology, request.overrides, seed=request.seed)
     place = request.place
     ranks = Ranks(request.devices, request.nodes, place.node_rank, place.address, place.port)
     setup = _setup(device, request, plan)
     write_json(run, SETUP, setup)
-    tasks: dict[str, list[dict[str, Any]]] = {}
+    tasks: Tasks = {}
     told("contract")
     rows = check_contract(device, run / "work" / "contract", LIMITS["contract"])
     tasks["contract"] = [
         {"rank": ranks.node_rank, "outcome": "done", "phase": "", "seconds": 0.0, "output": "", "records": rows}
     ]
+    _write(run, tasks)
     for number, (name, tensor) in enumerate(_tasks(plan)):
         told(name)
         task = _task(name, device, request, plan, run)
@@ -111,6 +116,7 @@ def run_preflight(
             port=place.port + number if request.nodes > 1 else free_port(),
         )
         tasks.setdefault(name, []).extend(one.to_json() for one in run_task(task, here, LIMITS[name]))
+        _write(run, tasks)
     if request.nodes > 1:
         told("gather")
         tasks = _gather(
@@ -118,11 +124,15 @@ def run_preflight(
             _task("gather", device, request, plan, run),
             dataclasses.replace(ranks, local=1, port=place.port + GATHER_PORT),
         )
-    for name, processes in tasks.items():
-        write_json(run, f"environment/preflight-{name}.json", {"task": name, "processes": processes})
+    _write(run, tasks)
     findings = judge(Preflight(setup, tasks, load_expected()))
     write_json(run, FINDINGS, {"findings": [{**dataclasses.asdict(f), "result": f.result.value} for f in findings]})
     return findings
+
+
+def _write(run: Path, tasks: Tasks) -> None:
+    for name, processes in tasks.items():
+        write_json(run, f"environment/preflight-{name}.json", {"task": name, "processes": processes})
 
 
 def _tasks(plan: Plan) -> list[tuple[str, int]]:
@@ -143,6 +153,7 @@ def _setup(device: Device, request: Request, plan: Plan) -> dict[str, Any]:
         "rehearsal": device.backend == "gloo",
         "seed": request.seed,
         "workload": request.workload,
+        "overrides": dict(request.overrides),
         "plan": plan.to_json(),
     }
 
@@ -158,6 +169,9 @@ def _task(name: str, device: Device, request: Request, plan: Plan, run: Path) ->
         tokens=plan.micro_bsz * plan.model.seq_len,
         tensor=plan.tensor,
         pipeline=plan.pipeline,
+        zero1=plan.zero1_size,
+        # fp32 master and Adam's two moments.
+        optimizer_elements=int(plan.memory.optimizer * (1 << 30) / 12),
         capacity_gib=plan.memory.peak,
         devices=request.devices,
         workload=request.workload,
@@ -165,18 +179,18 @@ def _task(name: str, device: Device, request: Request, plan: Plan, run: Path) ->
     )
 
 
-def _gather(tasks: dict[str, list[dict[str, Any]]], task: Task, ranks: Ranks) -> dict[str, list[dict[str, Any]]]:
-    """Exchange what every node measured, so that every node judges the whole."""
+def _gather(tasks: Tasks, task: Task, ranks: Ranks) -> Tasks:
+    """Exchange what every node measured, so that every node judges the whole.
+
+    Where a node is lost, each of the others judges what it has: the ranks that it lacks are told check by check.
+    """
     mine = Path(f"{task.out}.tasks.json")
     mine.parent.mkdir(parents=True, exist_ok=True)
     mine.write_text(json.dumps(tasks))
     (gathered,) = run_task(task, ranks, LIMITS["gather"])
     if gathered.outcome != "done":
-        raise ConformanceError(
-            f"The nodes' results could not be brought together: {gathered.outcome} in {gathered.phase!r}.",
-            "Start the same command on every node, within a minute of each other.",
-        )
-    merged: dict[str, list[dict[str, Any]]] = {name: [] for name in tasks}
+        return {**tasks, "gather": [gathered.to_json()]}
+    merged: Tasks = {name: [] for name in tasks}
     for record in gathered.records:
         for name, processes in record["tasks"].items():
             merged[name] += processes

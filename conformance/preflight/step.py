@@ -20,7 +20,7 @@ from conformance.internevo.config import render_config
 from conformance.internevo.patches import apply_patches
 from conformance.kernels import install, reference
 from conformance.plan import Plan, Topology, make_plan
-from conformance.preflight.probe import Journal
+from conformance.preflight.probe import Journal, exact_products
 from conformance.preflight.worker import Task
 from conformance.spec import Model, load_workload
 
@@ -220,6 +220,7 @@ def _cut(name: str) -> int | None:
 
 
 def _reference_step(model: Model, weights: Weights, batch: dict[str, Tensor]) -> tuple[float, float]:
+    exact_products()
     parameters = {name: weights.full(name).to("cuda").requires_grad_() for name in weights.shapes}
     placed = {name: value.to("cuda") for name, value in batch.items()}
     loss = reference_loss(model, parameters, placed)

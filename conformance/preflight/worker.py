@@ -30,6 +30,8 @@ class Task:
         tensor: Tensor-parallel size of the plan.
         pipeline: Pipeline-parallel size of the plan.
         capacity_gib: Memory that the plan needs on a device.
+        zero1: Ranks that share one copy of the optimizer state; 0 for all of the data-parallel group.
+        optimizer_elements: Parameters whose optimizer state lies on one rank.
         devices: Devices of this node that are measured.
         workload: Name of the planned workload.
         internevo: Root of an InternEvo checkout; None for the installed wheel.
@@ -45,6 +47,8 @@ class Task:
     tensor: int
     pipeline: int
     capacity_gib: float
+    zero1: int = 0
+    optimizer_elements: int = 0
     devices: int = 1
     workload: str = ""
     internevo: str | None = None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import secrets
 import time
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 
-from conformance.devices import detect_device, load_device
+from conformance.devices import count_devices, detect_device, load_device
 from conformance.errors import ConformanceError
 
 WAIT_SECONDS = 900
@@ -26,17 +30,27 @@ def _found(config):
     from conformance.preflight.session import REHEARSAL_DEVICES
 
     device = _device(config)
-    return REHEARSAL_DEVICES if device.backend == "gloo" else device.count()
+    return REHEARSAL_DEVICES if device.backend == "gloo" else count_devices(device)
 
 
 def pytest_xdist_auto_num_workers(config):
-    return max(1, _found(config))
+    try:
+        return max(1, _found(config))
+    except ConformanceError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def _seed(config, place):
+    """The seed that was asked for, else a fresh one; nodes that are started one by one cannot agree on a fresh one."""
+    asked = any(str(arg).partition("=")[0] == "--seed" for arg in config.invocation_params.args)
+    alone = place.nodes == 1 or place.launcher != "torchrun"
+    return secrets.randbelow(1 << 31) if alone and not asked else config.option.seed
 
 
 def _request(config):
     """What is to be measured, refused before anything starts where it cannot be; one device a worker under xdist."""
     from conformance.launch.launcher import find_place
-    from conformance.plan import Topology, make_plan
+    from conformance.plan import Topology, make_plan, parse_overrides
     from conformance.preflight.session import Request, default_workload
     from conformance.spec import load_workload
 
@@ -50,8 +64,9 @@ def _request(config):
     if device.backend != "gloo" and found < devices:
         raise ConformanceError(f"{devices} device(s) were asked for; this node has {found} ({device.name}).")
     workload = option.workload or default_workload(device, nodes * devices)
-    make_plan(load_workload(workload), Topology(nodes, devices), seed=option.seed)
-    return Request(workload, place, devices, option.seed, option.internevo)
+    seed, overrides = _seed(config, place), parse_overrides(option.set)
+    make_plan(load_workload(workload), Topology(nodes, devices), overrides, seed=seed)
+    return Request(workload, place, devices, seed, option.internevo, overrides)
 
 
 def pytest_configure(config):
@@ -60,7 +75,7 @@ def pytest_configure(config):
         if given is not None:
             config.option.devices_per_node = given["preflight_devices"]
             config.stash[RUN] = Path(given["preflight_run"])
-            config.stash[REQUEST] = _request(config)
+            config.stash[REQUEST] = replace(_request(config), seed=given["preflight_seed"])
             return
         config.stash[REQUEST] = _request(config)
     except ConformanceError as error:
@@ -76,33 +91,61 @@ def pytest_configure(config):
 def pytest_configure_node(node):
     node.workerinput["preflight_run"] = str(node.config.stash[RUN])
     node.workerinput["preflight_devices"] = node.config.stash[REQUEST].devices
+    node.workerinput["preflight_seed"] = node.config.stash[REQUEST].seed
 
 
 @pytest.fixture(scope="session")
 def preflight(request):
-    """Findings by check; the worker that makes the run directory measures, the others wait for it."""
-    from conformance.evidence import create_run_directory
+    """Findings by check; the first worker of this node measures, the others wait for it."""
     from conformance.preflight.session import FINDINGS, read_findings
 
     config = request.config
     run = config.stash[RUN]
+    with _turn(run):
+        if not (run / FINDINGS).is_file() and not (run / ERROR).is_file():
+            _measure_once(config, run)
+    if (run / ERROR).is_file():
+        pytest.fail((run / ERROR).read_text(), pytrace=False)
+    return {finding.check: finding for finding in read_findings(run)}
+
+
+@contextlib.contextmanager
+def _turn(run):
+    """One worker at a time; a lock of the kernel's, which a worker that was killed holds no longer."""
     run.parent.mkdir(parents=True, exist_ok=True)
     claim = run.with_name(f"{run.name}.claim")
-    try:
-        claim.touch(exist_ok=False)
-    except FileExistsError:
-        _wait_for(run, FINDINGS)
-    else:
+    end = time.monotonic() + WAIT_SECONDS
+    with claim.open("w") as stream:
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    pytest.fail(
+                        f"No findings after {WAIT_SECONDS} s of waiting for the measuring worker.", pytrace=False
+                    )
+                time.sleep(0.2)
         try:
-            if not (run / FINDINGS).is_file():  # another worker may just have finished
-                create_run_directory(run)
-                _measure(config, run)
-        except ConformanceError as error:
-            (run / ERROR).write_text(str(error)) if run.is_dir() else None
-            pytest.fail(str(error), pytrace=False)
+            yield
         finally:
             claim.unlink(missing_ok=True)
-    return {finding.check: finding for finding in read_findings(run)}
+
+
+def _measure_once(config, run):
+    from conformance.evidence import create_run_directory
+
+    try:
+        if run.exists() and any(run.iterdir()):
+            raise ConformanceError(f"The worker that measured into {run} was ended.", "Measure again, into a new one.")
+        create_run_directory(run)
+        _measure(config, run)
+    except Exception as error:  # whatever it is, the other workers wait for it
+        told = str(error) if isinstance(error, ConformanceError) else f"{type(error).__name__}: {error}"
+        with contextlib.suppress(OSError):
+            run.mkdir(parents=True, exist_ok=True)
+            (run / ERROR).write_text(told)
+        pytest.fail(told, pytrace=False)
 
 
 def _measure(config, run):
@@ -117,16 +160,6 @@ def _measure(config, run):
                 print(f"\npreflight: measuring {task}", end="", flush=True)
 
     attempt(_device(config), config.stash[REQUEST], run, config.option.reports, config.option.signing_key, told)
-
-
-def _wait_for(run, name):
-    end = time.monotonic() + WAIT_SECONDS
-    while not (run / name).is_file():
-        if (run / ERROR).is_file():
-            pytest.fail((run / ERROR).read_text(), pytrace=False)
-        if time.monotonic() > end:
-            pytest.fail(f"No findings after {WAIT_SECONDS} s of waiting for the measuring worker.", pytrace=False)
-        time.sleep(0.2)
 
 
 def pytest_terminal_summary(terminalreporter, config):
