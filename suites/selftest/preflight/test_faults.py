@@ -30,6 +30,13 @@ SETUP = {
 
 def measured(task, faults, folder, *, limit=90, ranks=2, setup=SETUP):
     """Findings by check of one task on the faulty device."""
+    processes = processes_of(task, faults, folder, limit=limit, ranks=ranks)
+    setup = {**setup, "ranks": ranks}
+    return {finding.check: finding for finding in judge(Preflight(setup, {task: processes}))}
+
+
+def processes_of(task, faults, folder, *, limit=90, ranks=2):
+    """What the processes of one task write on the faulty device."""
     todo = Task(
         task,
         "faulty",
@@ -45,8 +52,7 @@ def measured(task, faults, folder, *, limit=90, ranks=2, setup=SETUP):
         workload="tiny-perf",
     )
     extra = {"FAULTS": ",".join(faults), "PYTHONPATH": str(PLUGIN)}
-    processes = [one.to_json() for one in run_task(todo, Ranks(ranks, port=free_port()), limit, extra)]
-    return {finding.check: finding for finding in judge(Preflight(setup, {task: processes}))}
+    return [one.to_json() for one in run_task(todo, Ranks(ranks, port=free_port()), limit, extra)]
 
 
 def red(findings):
@@ -64,11 +70,45 @@ def test_each_fault_of_a_device_turns_its_own_check_red(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_device_of_half_the_speed_is_named(tmp_path):
+def test_each_kernel_that_is_off_by_2_percent_turns_its_own_check_red(tmp_path):
+    kernels = ["rotary", "rms-norm", "cross-entropy", "scatter", "embedding", "adamw", "grad-norm"]
+    findings = measured("device", [f"{kernel}-off" for kernel in kernels], tmp_path, ranks=1)
+    assert red(findings) == {f"kernel-{kernel}" for kernel in kernels}
+
+
+@pytest.mark.slow
+def test_slow_devices_and_what_their_health_tells_only_at_work_are_named(tmp_path):
     alone = {**SETUP, "backend": "abacus"}  # ranks of a CPU share it, and are not compared
-    findings = measured("device", ["half-speed-on-rank-1"], tmp_path, setup=alone)
+    faults = ["half-speed-on-rank-1", "third-copy-bandwidth-on-rank-1", "throttled-at-work", "slow-link-at-work"]
+    faults += ["scatter-not-the-same-twice"]
+    tasks = {
+        "device": processes_of("device", faults, tmp_path),
+        "host": processes_of("host", faults, tmp_path, ranks=1),
+    }
+    findings = {finding.check: finding for finding in judge(Preflight(alone, tasks))}
+    named = {"speed-even", "kernel-determinism", "device-health", "device-bus"}
+    assert red(findings) >= named
     assert "rank 1 does its product alone at" in findings["speed-even"].message
-    assert findings["speed-even"].result is Result.FAIL
+    assert "rank 1 does its copy alone at" in findings["speed-even"].message
+    assert "scatter out" in findings["kernel-determinism"].message
+    assert "at work: throttle_thermal is Active" in findings["device-health"].message
+    assert "at work: generation 3 of 5" in findings["device-bus"].message
+
+
+@pytest.mark.slow
+def test_a_slow_link_is_named(tmp_path):
+    alone = {**SETUP, "backend": "abacus"}
+    findings = measured("collectives", ["quarter-of-the-link-from-rank-1"], tmp_path, setup=alone)
+    assert "rank 1 to 0" in findings["link-even"].message
+    assert findings["link-even"].result is Result.FAIL
+    assert findings["host-clock"].result is Result.PASS
+
+
+@pytest.mark.slow
+def test_a_step_whose_loss_is_off_by_2_percent_is_found(tmp_path):
+    findings = measured("step", ["cross-entropy-off"], tmp_path, ranks=1, limit=200)
+    assert red(findings) == {"training-step"}
+    assert "loss" in findings["training-step"].message
 
 
 @pytest.mark.slow

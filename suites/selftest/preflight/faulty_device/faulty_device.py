@@ -8,6 +8,7 @@ from conformance.devices.cpu import CpuDevice
 
 RANK = int(os.environ.get("RANK", "0"))
 FAULTS = set(filter(None, os.environ.get("FAULTS", "").split(",")))
+AT_WORK = {"throttled-at-work", "slow-link-at-work"}
 
 
 class FaultyDevice(CpuDevice):
@@ -23,6 +24,17 @@ class FaultyDevice(CpuDevice):
         if "no-model" in FAULTS:
             del identity["model"]
         return identity
+
+    def health(self, index):
+        health = {"throttle_thermal": "Not Active", "link_generation": "5", "link_generation_max": "5"}
+        if FAULTS.isdisjoint(AT_WORK):
+            return {}
+        at_work = "torch" in sys.modules
+        if "throttled-at-work" in FAULTS and at_work:
+            health["throttle_thermal"] = "Active"
+        if "slow-link-at-work" in FAULTS and at_work:
+            health["link_generation"] = "3"
+        return {**health, "ecc_uncorrected": "0", "link_width": "16", "link_width_max": "16", "processes": ""}
 
     def activate(self):
         super().activate()
@@ -159,6 +171,109 @@ def no_streams():
     del torch.cuda.Stream
 
 
+def stand_in(module, attribute, change):
+    """Let another function or class stand in for a kernel."""
+    from conformance.kernels import standins
+
+    standins.MODULES[module][attribute] = change(standins.MODULES[module][attribute])
+
+
+def larger_by_2_percent(call):
+    return lambda *args, **kwargs: call(*args, **kwargs) * 1.02
+
+
+def forward_larger_by_2_percent(module_class):
+    class Larger(module_class):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs) * 1.02
+
+    return Larger
+
+
+def rotary_off():
+    def change(real):
+        def apply_rotary(x1, x2, cos, sin, out1, out2, conjugate):
+            real(x1, x2, cos, sin, out1, out2, conjugate)
+            out1.mul_(1.02)
+
+        return apply_rotary
+
+    stand_in("rotary_emb", "apply_rotary", change)
+
+
+def rms_norm_off():
+    stand_in("apex.normalization.fused_layer_norm", "MixedFusedRMSNorm", forward_larger_by_2_percent)
+
+
+def cross_entropy_off():
+    stand_in("flash_attn.losses.cross_entropy", "CrossEntropyLoss", forward_larger_by_2_percent)
+
+
+def scatter_off():
+    stand_in("torch_scatter", "scatter", larger_by_2_percent)
+
+
+def scatter_not_the_same_twice():
+    import torch
+
+    def change(real):
+        return lambda *args, **kwargs: real(*args, **kwargs) * (1 + torch.rand(()) * 2e-6)
+
+    stand_in("torch_scatter", "scatter", change)
+
+
+def embedding_off():
+    import torch.nn.functional as functional
+
+    functional.embedding = larger_by_2_percent(functional.embedding)
+
+
+def adamw_off():
+    import torch
+
+    class AdamW(torch.optim.AdamW):
+        def __init__(self, parameters, lr, **kwargs):
+            super().__init__(parameters, lr=lr * 1.02, **kwargs)
+
+    torch.optim.AdamW = AdamW
+
+
+def grad_norm_off():
+    import torch
+
+    torch.norm = larger_by_2_percent(torch.norm)
+
+
+def third_copy_bandwidth_on_rank_1():
+    import torch
+
+    real = torch.Tensor.copy_
+
+    def copy_(self, source, *args):
+        for _ in range(3 if self.numel() > 1 << 20 else 1):
+            real(self, source, *args)
+        return self
+
+    if RANK == 1:
+        torch.Tensor.copy_ = copy_
+
+
+def quarter_of_the_link_from_rank_1():
+    import torch.distributed as dist
+
+    send, recv = dist.send, dist.recv
+
+    def slow_send(tensor, dst, *args, **kwargs):
+        for _ in range(4 if RANK == 1 else 1):
+            send(tensor, dst, *args, **kwargs)
+
+    def slow_recv(tensor, src, *args, **kwargs):
+        for _ in range(4 if src == 1 else 1):
+            recv(tensor, src, *args, **kwargs)
+
+    dist.send, dist.recv = slow_send, slow_recv
+
+
 INJECTIONS = {
     function.__name__.replace("_", "-"): function
     for function in (
@@ -174,8 +289,18 @@ INJECTIONS = {
         rng_is_not_restored,
         memory_is_not_counted,
         no_streams,
+        rotary_off,
+        rms_norm_off,
+        cross_entropy_off,
+        scatter_off,
+        scatter_not_the_same_twice,
+        embedding_off,
+        adamw_off,
+        grad_norm_off,
+        third_copy_bandwidth_on_rank_1,
+        quarter_of_the_link_from_rank_1,
     )
 }
-unknown = FAULTS - set(INJECTIONS) - {"count-imports-torch", "no-model"}
+unknown = FAULTS - set(INJECTIONS) - AT_WORK - {"count-imports-torch", "no-model"}
 if unknown:
     sys.exit(f"unknown faults: {unknown}")
