@@ -6,17 +6,23 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from conformance.checks.preflight import CHECKS
-from conformance.evidence import RunDirectory, read_json
+from conformance.checks.finding import Result
+from conformance.checks.preflight import CHECKS, Preflight, judge
+from conformance.devices.cpu import CpuDevice
+from conformance.evidence import RunDirectory, create_run_directory, read_json
+from conformance.launch.launcher import Place
 from conformance.launch.torchrun import free_port
 from conformance.preflight import session
-from conformance.preflight.driver import Ranks
+from conformance.preflight.driver import Measured, Ranks
 from conformance.preflight.session import read_findings
 from conformance.preflight.worker import Task
+from conformance.selftest.cluster import sound_cluster
 from conformance.spec.expected import load_expected
 
 ROOT = Path(__file__).parents[3]
@@ -31,6 +37,7 @@ NODE_VARIABLES = ("NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR"
         (("--nodes", "2", "--launcher", "slurm"), "needs an allocation"),
         (("--workload", "llama-3"), "There is no workload named 'llama-3'"),
         (("--devices-per-node", "5", "--device", "cuda"), "5 device(s) were asked for"),
+        (("--device", "cpu", "--set", "tensor=3"), "tiny-perf cannot run like this: "),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_sentence(args, told, tmp_path):
@@ -71,6 +78,132 @@ def test_every_node_gets_what_all_nodes_measured(tmp_path):
         first, second = pool.map(node, range(2))
     assert first == second
     assert [one["rank"] for one in first["host"]] == [0, 1]
+
+
+@pytest.mark.slow
+def test_a_node_whose_neighbour_is_lost_judges_what_it_has(tmp_path, monkeypatch):
+    pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
+    monkeypatch.setitem(session.LIMITS, "gather", 5)
+    task = Task("gather", "cpu", str(tmp_path / "gather"), 0, True, {}, 0, 1, 1, 0.0)
+    cluster = sound_cluster()
+    mine = {name: [one for one in of if one["rank"] == 0] for name, of in cluster.tasks.items()}
+    kept = session._gather(mine, task, Ranks(1, 2, 0, "127.0.0.1", free_port()))
+    findings = {finding.check: finding for finding in judge(Preflight(cluster.setup, kept))}
+    assert {name: kept[name] for name in mine} == mine
+    assert findings["preflight-ended"].result is Result.FAIL
+    assert "gather: rank 0 hung" in findings["preflight-ended"].message
+    assert findings["host-memory"].result is Result.ERROR
+    assert "rank 1 left nothing" in findings["host-memory"].message
+
+
+def test_what_was_measured_is_on_the_disk_before_the_next_task_begins(tmp_path, monkeypatch):
+    def run_task(task, ranks, limit):
+        if task.name == "device":
+            raise RuntimeError("the node is lost")
+        return (Measured(0, "done", "done", 1.0, ({"kind": "host"},), ""),)
+
+    monkeypatch.setattr(session, "run_task", run_task)
+    monkeypatch.setattr(session, "check_contract", lambda *args: [{"kind": "contract", "aspect": "count"}])
+    run = create_run_directory(tmp_path / "run")
+    request = session.Request("tiny-perf", Place("torchrun", 1, 0, "127.0.0.1", 29500), 2, 7, None, {"tensor": 2})
+    with pytest.raises(RuntimeError, match="the node is lost"):
+        session.run_preflight(CpuDevice(), request, run)
+    files = RunDirectory(run)
+    assert read_json(files, "environment/preflight-host.json")["processes"][0]["records"] == [{"kind": "host"}]
+    assert read_json(files, "environment/preflight-contract.json")["processes"][0]["records"][0]["aspect"] == "count"
+    setup = read_json(files, session.SETUP)
+    assert setup["overrides"] == {"tensor": 2}
+    assert setup["plan"]["tensor_parallel"] == 2
+
+
+@pytest.fixture
+def suite():
+    """The suite's own conftest, as a module."""
+    spec = spec_from_file_location("preflight_conftest", ROOT / "suites/preflight/conftest.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+HOLD = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True)"
+
+
+def test_a_worker_that_was_killed_keeps_no_other_waiting(suite, tmp_path, monkeypatch):
+    claim = tmp_path / "run.claim"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", f"{HOLD}; time.sleep(1000)", str(claim)], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    monkeypatch.setattr(suite, "WAIT_SECONDS", 0.5)
+    with (
+        pytest.raises(pytest.fail.Exception, match="of waiting for the measuring worker"),
+        suite._turn(tmp_path / "run"),
+    ):
+        pass
+    monkeypatch.setattr(suite, "WAIT_SECONDS", 120)
+    holder.kill()
+    holder.wait()
+    with suite._turn(tmp_path / "run"):
+        assert claim.exists()
+    assert not claim.exists()
+
+
+def test_whatever_stops_the_measuring_worker_is_told_to_the_others(suite, tmp_path, monkeypatch):
+    def measure(config, run):
+        raise IndexError("smi printed nothing")
+
+    monkeypatch.setattr(suite, "_measure", measure)
+    with pytest.raises(pytest.fail.Exception, match="IndexError: smi printed nothing"):
+        suite._measure_once(None, tmp_path / "run")
+    assert (tmp_path / "run" / suite.ERROR).read_text() == "IndexError: smi printed nothing"
+
+
+def test_a_run_that_a_killed_worker_began_is_not_gone_on_with(suite, tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "_measure", lambda config, run: pytest.fail("measured into another's run"))
+    create_run_directory(tmp_path / "run")
+    with pytest.raises(pytest.fail.Exception, match="was ended"):
+        suite._measure_once(None, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("args", "nodes", "launcher", "fresh"),
+    [
+        ((), 1, "torchrun", True),
+        ((), 4, "slurm", True),
+        ((), 4, "torchrun", False),
+        (("--seed", "1024"), 1, "torchrun", False),
+        (("--seed=1024",), 1, "torchrun", False),
+    ],
+)
+def test_a_seed_is_fresh_unless_it_was_given_or_nodes_could_not_agree_on_it(suite, args, nodes, launcher, fresh):
+    config = SimpleNamespace(invocation_params=SimpleNamespace(args=args), option=SimpleNamespace(seed=1024))
+    seeds = {suite._seed(config, Place(launcher, nodes, 0, "a", 1)) for _ in range(3)}
+    assert (seeds != {1024}) is fresh
+
+
+@pytest.mark.slow
+def test_two_nodes_that_are_started_one_by_one_share_their_checks_over_workers(tmp_path):
+    pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
+    port = free_port()
+    environment = {name: value for name, value in os.environ.items() if name not in NODE_VARIABLES}
+    command = [sys.executable, "-m", "pytest", "suites/preflight", "-q", "-p", "no:cacheprovider", "--device", "cpu"]
+    command += ["--nodes", "2", "--devices-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+
+    def node(rank):
+        own = ["--node-rank", str(rank), "--run-dir", str(tmp_path / f"run{rank}"), "--reports", str(tmp_path)]
+        own += ["-n", "2"] if rank == 0 else []
+        return subprocess.run(
+            [*command, *own], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=580, check=False
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(node, range(2)))
+    for result in results:
+        assert result.returncode == 0, result.stdout + result.stderr
+    first, second = (read_findings(tmp_path / f"run{rank}") for rank in range(2))
+    assert first == second
+    assert [finding.check for finding in first] == list(CHECKS)
+    assert next(f for f in first if f.check == "host-clock").result is Result.PASS
 
 
 @pytest.mark.slow
