@@ -44,7 +44,7 @@ python() { "$PYTHON" "$@"; }
 python3() { "$PYTHON" "$@"; }
 pip() {
   [ "$1" = install ]
-  case "$2" in fixtures/*) python -m pip "$@" --quiet --no-deps --no-index --no-build-isolation --target site ;; esac
+  case "$2" in ./*|fixtures/*) python -m pip "$@" -q --no-deps --no-index --no-build-isolation --target site ;; esac
 }
 make() { command make --dry-run "$@" > /dev/null; }
 conformance() {
@@ -154,7 +154,7 @@ def stage(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SECRET", "correct horse")
     monkeypatch.setenv("PYTHON", sys.executable)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))  # of plugins
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}:{tmp_path}")  # plugins, and what a page changes
     for name, value in {"NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():  # as each node of several is told
         monkeypatch.setenv(name, value)
     tools = runpy.run_path(str(ROOT / "suites/selftest/bundle/lab.py"))
@@ -201,6 +201,7 @@ BEFORE = {
     "other.tar": f"conformance {BUNDLE} other.tar",
     "bundle.tar": f"conformance {BUNDLE} bundle.tar",
     "vendor.pem.pub": "cp keys/vendor.pem.pub .",
+    "gradient.patch": "sed -n '/^```diff$/,/^```$/p' docs/extending.md | sed '1d;$d' > gradient.patch",
     "abacus": "pip install fixtures/example_vendor_plugin",
     "rank0.log": "cp reports/2*-tiny-perf/logs/node0/rank0.log .",
     "reports/RUN": "ln -s 20261124-020000-tiny-accuracy reports/RUN",
