@@ -47,7 +47,7 @@ $(VENV)/.packages: $(VENV)/.rehearsal
 	@touch $@
 
 test: lint $(VENV)/.packages ## the suite's own tests
-	@$(BIN)/python -m pytest suites/selftest -q -n 2 --dist worksteal -m "not long"
+	@$(BIN)/python -m pytest suites/selftest -q -rs -n 2 --dist worksteal -m "not long"
 
 lint: $(VENV)/.dev ## ruff, strict mypy, and the one direction of imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo

@@ -32,7 +32,7 @@ def missing(reason):
     pytest.skip(reason)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def real_parts():
     """What a test says that needs more than this machine has."""
     return missing
