@@ -45,6 +45,7 @@ def refusal(name: str, nodes: int, *pairs: str, per_node: int = 8) -> PlanRefuse
         ("llama2-7b-perf", 2, 2, 8, 16),
         ("llama2-7b-perf", 4, 2, 4, 32),
         ("llama2-7b-perf", 8, 2, 2, 64),
+        ("llama2-7b-perf", 16, 2, 1, 128),
         ("llama2-7b-perf", 32, 1, 1, 256),
         ("llama2-70b-perf", 4, 2, 512, 1),
         ("llama2-70b-perf", 8, 2, 256, 2),
@@ -113,6 +114,29 @@ def test_what_is_suggested_comes_nearest_first() -> None:
         "--set zero1=3 --set micro_bsz=2",
         "--set zero1=1 --set micro_bsz=2",
     )
+    # Sharding nothing is a choice, kept where something else is wrong.
+    assert all("zero1=1" in option for option in nearest("zero1=1", "micro_num=0", nodes=1, per_node=3))
+
+
+@pytest.mark.parametrize(
+    ("cards", "pairs", "options"),
+    [
+        (1, ["tensor=3", "micro_bsz=3", "micro_num=1"], ["3 1", "3 85", "2 1"]),
+        (1, ["tensor=8", "zero1=2", "micro_bsz=3", "micro_num=1"], ["3 1", "3 85", "2 1"]),
+        (1, ["micro_bsz=1", "micro_num=0"], ["1 1", "2 1", "1 256"]),
+        (4, ["pipeline=1", "micro_bsz=8", "micro_num=16"], ["8 8", "8 16", "8 16"]),
+    ],
+)
+def test_how_far_a_suggestion_is(cards: int, pairs: list[str], options: list[str]) -> None:
+    """Re-cutting the model weighs twice, micro sizes and ZeRO-1 once: micro_bsz and micro_num of the nearest three."""
+    found = refusal("llama2-7b-perf", 1, *pairs, per_node=cards).violations[0].nearest
+    chosen = [parse_overrides(option.removeprefix("--set ").split(" --set ")) for option in found]
+    assert [f"{values['micro_bsz']} {values['micro_num']}" for values in chosen] == options
+
+
+def test_as_many_micro_batches_as_stages_are_enough() -> None:
+    made = plan("llama2-70b-accuracy", 24, "pipeline=8")
+    assert (made.data_parallel, made.micro_bsz, made.micro_num) == (3, 2, 8)
 
 
 def test_micro_sizes_may_be_traded_at_their_product() -> None:
@@ -357,5 +381,9 @@ def test_seconds_at_a_speed() -> None:
 
 
 def test_a_plan_does_not_change() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        plan("llama2-7b-perf", 4).micro_num = 8  # type: ignore[misc]
+    refused = refusal("llama2-7b-perf", 4, "micro_num=8")
+    made = plan("llama2-7b-perf", 4)
+    assert made.seed == 1024
+    for value in (made, made.topology, refused.settings, refused.violations[0]):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, dataclasses.fields(value)[0].name, None)
