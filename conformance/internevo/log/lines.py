@@ -54,6 +54,8 @@ _ENDS_IN_VALUE = re.compile(rb"=[^\s,=]{0,200}$")
 
 # What a line of metrics must have to be one.
 REQUIRED = ("step", "loss", "tgs")
+# Columns that the reader adds to those of the log; a field of that name gets a name that no field can have.
+OWN = ("line", "time", "source", "layout")
 
 
 class LineError(ValueError):
@@ -107,7 +109,7 @@ def _fields(record: bytes, start: int) -> Iterator[Field]:
     for match in _FIELD.finditer(record, start):
         key = match[1].decode("ascii")
         if not match[2].startswith(b"{"):
-            yield Field(key, match.start(2), match.end(2))
+            yield Field(f"{key}=" if key in OWN else key, match.start(2), match.end(2))
             continue
         for item in _DICT_ITEM.finditer(record, match.start(2) + 1, match.end(2)):
             yield Field(f"{key}/{item[1].decode('ascii', 'replace')}", item.start(2), item.end(2))

@@ -13,14 +13,14 @@ from itertools import pairwise
 from pathlib import Path
 
 from conformance import __version__, evidence, journal, strictjson
-from conformance.bundle import policy
+from conformance.bundle import archive, policy, submission
 from conformance.bundle.pack import pack, submit
 from conformance.bundle.policy import Bench
 from conformance.evidence import RunDirectory
 from conformance.internevo.config import render_config
 from conformance.internevo.patches import PATCHES
 from conformance.judgement import judge, plan_of
-from conformance.report import challenge, dsse, keys
+from conformance.report import challenge, dsse, keys, statement
 from conformance.report.build import suite_digest, write_report
 from conformance.selftest.run import end_journal, good_run, refresh  # noqa: F401
 from conformance.spec import load_workload
@@ -53,6 +53,8 @@ STATED = {
     "cooling": "air",
     "operating_system": "Debian 12",
 }
+# What the preflight measures of its own host.
+MEASURED = ("processor", "processors_per_node", "cores_per_node", "memory_gib_per_node", "operating_system")
 
 
 class Lab:
@@ -224,6 +226,48 @@ class Lab:
         digest = evidence.attempt_digest(RunDirectory(run))
         journal.append(run / evidence.JOURNAL, "ended", "preflight", outcome="ended", evidence=digest)
         return run
+
+    def with_preflight(self):
+        """A submission of a run and a preflight."""
+        run = self.run("perf")
+        stated = {name: value for name, value in STATED.items() if name not in MEASURED}
+        return self.submission([run, self.preflight(run)], chain=False, stated=stated)
+
+    def signed_again(self, predicate, members, prefix="", form=statement.REPORT):
+        """A statement about all members below a prefix but itself, as a maker with key and patience signs it."""
+        name = prefix + (submission.STATEMENT if form is statement.SUBMISSION else evidence.REPORT)
+        below = {file.removeprefix(prefix): data for file, data in members.items() if file.startswith(prefix)}
+        subjects = {file: hashlib.sha256(data).hexdigest() for file, data in below.items() if prefix + file != name}
+        payload = statement.build(predicate, subjects, form)
+        return {name: dsse.sign(payload, statement.PAYLOAD_TYPE, [self.key["vendor"]])}
+
+    def resubmitted(self, members, run, change=lambda predicate: None, changed=()):
+        """Change a run of a submission, in its files or in what its report says, and sign report and submission."""
+        prefix = f"{submission.RUNS}{run}/"
+        members = {**members, **{prefix + name: data for name, data in dict(changed).items()}}
+        predicate = payload_of(members[prefix + evidence.REPORT])["predicate"]
+        change(predicate)
+        members |= self.signed_again(predicate, members, prefix)
+        said = payload_of(members[submission.STATEMENT])["predicate"]
+        (row,) = (row for row in said["runs"] if row["name"] == run)
+        row["report_id"] = statement.report_id(dsse.parse(members[prefix + evidence.REPORT]).payload)
+        return self.written({**members, **self.signed_again(said, members, form=statement.SUBMISSION)})
+
+    def written(self, members):
+        """Members as a bundle."""
+        path = self.folder / "spoiled.tar"
+        path.unlink(missing_ok=True)
+        archive.write_bundle(path, members)
+        return path
+
+
+def members_of(bundle):
+    index = archive.read_index(bundle)
+    return {name: archive.open_member(index, name).read() for name in index.members}
+
+
+def payload_of(envelope):
+    return json.loads(dsse.parse(envelope).payload)
 
 
 def tell_devices(host):

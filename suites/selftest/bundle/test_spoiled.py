@@ -1,7 +1,6 @@
 """Evidence that its maker spoiled and signed: the verifier always answers, and never with a traceback."""
 
 import copy
-import hashlib
 import io
 import json
 import runpy
@@ -15,16 +14,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conformance import evidence
-from conformance.bundle import archive, submission
+from conformance.bundle import submission
 from conformance.bundle.challenged import _moment
 from conformance.bundle.verify import verify
 from conformance.checks.finding import Verdict
 from conformance.commands.verify import print_verification
 from conformance.errors import ConformanceError
-from conformance.report import dsse, html, statement
+from conformance.report import html
 
 lab_tools = runpy.run_path(str(Path(__file__).with_name("lab.py")))
-Lab = lab_tools["Lab"]
+Lab, members_of, payload_of = (lab_tools[name] for name in ("Lab", "members_of", "payload_of"))
 
 
 @pytest.fixture(scope="module")
@@ -32,59 +31,21 @@ def made(tmp_path_factory):
     """A lab, and the members of an honest bundle of a resumed accuracy run."""
     lab = Lab(tmp_path_factory.mktemp("lab"))
     bundle = lab.bundle(lab.accuracy(lab.challenge(workloads=(lab_tools["ACCURACY"],))))
-    index = archive.read_index(bundle)
-    return lab, {name: archive.open_member(index, name).read() for name in index.members}
+    return lab, members_of(bundle)
 
 
 @pytest.fixture(scope="module")
 def submitted(tmp_path_factory):
     """A lab, and the members of an honest submission of a run and a preflight."""
     lab = Lab(tmp_path_factory.mktemp("lab"))
-    run = lab.run("perf")
-    told = ("processor", "processors_per_node", "cores_per_node", "memory_gib_per_node", "operating_system")
-    stated = {name: value for name, value in lab_tools["STATED"].items() if name not in told}
-    index = archive.read_index(lab.submission([run, lab.preflight(run)], chain=False, stated=stated))
-    return lab, {name: archive.open_member(index, name).read() for name in index.members}
-
-
-def payload_of(envelope):
-    return json.loads(dsse.parse(envelope).payload)
-
-
-def signed_again(lab, predicate, members, prefix="", form=statement.REPORT):
-    """A statement about all the members below a prefix but itself."""
-    name = prefix + (submission.STATEMENT if form is statement.SUBMISSION else evidence.REPORT)
-    below = {file.removeprefix(prefix): data for file, data in members.items() if file.startswith(prefix)}
-    subjects = {file: hashlib.sha256(data).hexdigest() for file, data in below.items() if prefix + file != name}
-    payload = statement.build(predicate, subjects, form)
-    return {name: dsse.sign(payload, statement.PAYLOAD_TYPE, [lab.key["vendor"]])}
-
-
-def resubmitted(lab, members, run, change=lambda predicate: None, changed=()):
-    """Change a run of a submission, in its files or in what its report says, and sign report and submission."""
-    prefix = f"{submission.RUNS}{run}/"
-    members = {**members, **{prefix + name: data for name, data in dict(changed).items()}}
-    predicate = payload_of(members[prefix + evidence.REPORT])["predicate"]
-    change(predicate)
-    members |= signed_again(lab, predicate, members, prefix)
-    said = payload_of(members[submission.STATEMENT])["predicate"]
-    (row,) = (row for row in said["runs"] if row["name"] == run)
-    row["report_id"] = statement.report_id(dsse.parse(members[prefix + evidence.REPORT]).payload)
-    return written(lab, {**members, **signed_again(lab, said, members, form=statement.SUBMISSION)})
+    return lab, members_of(lab.with_preflight())
 
 
 def resigned(lab, members, changed):
     """Put other bytes into a bundle and sign that, as a maker with key and patience does."""
     members = {**members, **changed}
     predicate = payload_of(members[evidence.REPORT])["predicate"]
-    return written(lab, {**members, **signed_again(lab, predicate, members)})
-
-
-def written(lab, members):
-    path = lab.folder / "spoiled.tar"
-    path.unlink(missing_ok=True)
-    archive.write_bundle(path, members)
-    return path
+    return lab.written({**members, **lab.signed_again(predicate, members)})
 
 
 NAMES = [
@@ -156,7 +117,7 @@ def test_whatever_stands_in_the_evidence_of_a_submission_is_answered(submitted, 
     name = data.draw(st.sampled_from(sorted(name for name in files if not name.endswith(".dsse.json"))))
     document = spoil(data, json.loads(members[name]))
     changed = {name.removeprefix(prefix): json.dumps(document).encode()}
-    verification = verify(resubmitted(lab, members, run, changed=changed), lab.bench())
+    verification = verify(lab.resubmitted(members, run, changed=changed), lab.bench())
     shown(verification)
     if json.loads(members[name]) != document:
         assert verification.verdict is Verdict.NOT_CONFORMANT
@@ -173,7 +134,7 @@ def test_whatever_a_report_in_a_submission_claims_is_answered(submitted, data):
     part = data.draw(st.sampled_from(["plan", "environment", "devices", "metrics", "findings", "internevo", "verdict"]))
     claimed[part] = spoil(data, claimed[part])
     try:
-        path = resubmitted(lab, members, run, lambda predicate: predicate.update(claimed))
+        path = lab.resubmitted(members, run, lambda predicate: predicate.update(claimed))
     except ConformanceError as error:
         assert str(error)
         return
@@ -196,7 +157,7 @@ CLAIMS = {
 @pytest.mark.parametrize("claim", CLAIMS)
 def test_a_claim_of_no_known_kind_is_a_difference(submitted, claim):
     lab, members = submitted
-    verification = verify(resubmitted(lab, members, "perf", CLAIMS[claim]), lab.bench())
+    verification = verify(lab.resubmitted(members, "perf", CLAIMS[claim]), lab.bench())
     assert verification.verdict is Verdict.NOT_CONFORMANT
     assert [answer.id for answer in verification.answers if answer.answer == "no"] == ["recomputed"]
 

@@ -1,13 +1,17 @@
 """Coverage-guided fuzzing of what reads foreign bytes.
 
-Run as ``python suites/selftest/fuzz/fuzz_readers.py TARGET -runs=100000``; TARGET is archive, gzip, json, envelope,
-policy or challenge, and further arguments are libFuzzer's. It needs ``pip install atheris``, and ends with a traceback
-and the input when a reader raises anything but its own error, or accepts what the writer would not write.
+Run as ``python suites/selftest/fuzz/fuzz_readers.py TARGET -max_total_time=60``; TARGET is one of TARGETS below, and
+further arguments are libFuzzer's. It needs ``pip install atheris``, and ends with a traceback and the input when a
+reader raises anything but its own error, or accepts what the writer would not write.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
 import json
+import runpy
 import sys
 import tempfile
 from pathlib import Path
@@ -16,11 +20,19 @@ import atheris
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 with atheris.instrument_imports(include=["conformance", "json"]):
-    from conformance import strictjson
-    from conformance.bundle import policy
+    from conformance import journal, strictjson
+    from conformance.analysis import analyze
+    from conformance.bundle import policy, submission
     from conformance.bundle.archive import read_index, read_member, write_bundle
+    from conformance.bundle.verify import verify
+    from conformance.checks.finding import Verdict
+    from conformance.commands.verify import print_verification
     from conformance.errors import ArchiveError, ConformanceError, JsonError, SignatureError
-    from conformance.report import challenge, dsse, keys
+    from conformance.report import challenge, dsse, html, keys, statement
+
+ROOT = Path(__file__).resolve().parents[3]
+lab_tools = runpy.run_path(str(ROOT / "suites/selftest/bundle/lab.py"))
+HonestLog = runpy.run_path(str(ROOT / "fixtures/honest_log.py"))["Run"]
 
 FILES = {
     "report.dsse.json": b"{}",
@@ -148,7 +160,109 @@ def fuzz_challenge(data: bytes, _: Path) -> None:
     assert read.issued < read.expires
 
 
+def fuzz_log(data: bytes, _: Path) -> None:
+    """Whatever a log holds: its figures and findings are made, and are JSON."""
+    for run in analyze(io.BytesIO(data), name="rank0.log"):
+        json.dumps(run.to_json(), allow_nan=False)
+
+
+def chained(data: bytes) -> bytes:
+    """Let every line that is an object quote the line before it: no fuzzer guesses a digest."""
+    lines, head = [], journal.GENESIS
+    for line in data.split(b"\n"):
+        with contextlib.suppress(ValueError, RecursionError):
+            entry = json.loads(line)
+            if isinstance(entry, dict):
+                line = json.dumps({**entry, "previous": head}).encode()
+        lines.append(line)
+        head = hashlib.sha256(line).hexdigest()
+    return b"\n".join(lines)
+
+
+def fuzz_journal(data: bytes, _: Path) -> None:
+    """Whatever a journal holds: its attempts are counted, each with a start of its own."""
+    try:
+        read = journal.parse(chained(data))
+    except ConformanceError as error:
+        assert str(error)
+        return
+    assert len(journal.attempts(read.entries)) <= len(read.entries)
+
+
+def fuzz_submission(data: bytes, _: Path) -> None:
+    """Whatever is signed as a submission: what is accepted signs a report for each of its runs."""
+    try:
+        read = submission.load(data)
+    except SignatureError as error:
+        assert str(error)
+        return
+    assert all(f"runs/{run['name']}/report.dsse.json" in read.subjects for run in read.predicate["runs"])
+
+
+class Verified:
+    """A submission of a run and a preflight, one member of which is replaced and everything signed again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.lab = lab_tools["Lab"](folder)
+        self.members = lab_tools["members_of"](self.lab.with_preflight())
+        # Any file of a run, and what its report claims.
+        self.names = sorted(name for name in self.members if name.startswith("runs/"))
+        self.bench = self.lab.bench()
+
+    def seeds(self) -> list[bytes]:
+        claims = {name: json.dumps(self.claim(name)).encode() for name in self.names if name.endswith(REPORT)}
+        return [bytes([place]) + claims.get(name, self.members[name]) for place, name in enumerate(self.names)]
+
+    def claim(self, name: str) -> dict:
+        return lab_tools["payload_of"](self.members[name])["predicate"]
+
+    def spoiled(self, name: str, content: bytes) -> Path | None:
+        run = name.split("/")[1]
+        if not name.endswith(REPORT):
+            return self.lab.resubmitted(self.members, run, changed={name.split("/", 2)[2]: content})
+        try:
+            claim = strictjson.loads(content)
+            return self.lab.resubmitted(self.members, run, lambda said: (said.clear(), said.update(claim)))
+        except (ConformanceError, TypeError, ValueError):  # no claim that its schema lets pass
+            return None
+
+    def __call__(self, data: bytes, _: Path) -> None:
+        """Whatever stands in a signed bundle: it is answered, printed and drawn, and is refused if it is not honest."""
+        name, content = self.names[data[0] % len(self.names)] if data else self.names[0], data[1:]
+        path = self.spoiled(name, content)
+        if path is None:
+            return
+        verification = verify(path, self.bench)
+        with contextlib.redirect_stdout(io.StringIO()):
+            print_verification(verification)
+        json.dumps(verification.to_json(), allow_nan=False)
+        html.render_verification(verification, "x")
+        if name.endswith(REPORT):  # who signed when, and with which suite, the evidence cannot refute
+            own = {**self.claim(name), **{part: strictjson.loads(content)[part] for part in ("suite", "signer")}}
+            assert verification.verdict is not Verdict.REHEARSAL or strictjson.loads(content) == own
+        else:
+            assert verification.verdict is Verdict.NOT_CONFORMANT or content == self.members[name]
+
+
+REPORT = "report.dsse.json"
+SUBMISSION = {
+    "suite": {"name": "internevo-conformance", "version": "0.1.0", "tree_digest": "0" * 64},
+    "vendor": "v",
+    "system": {**lab_tools["STATED"], "nodes": 1, "accelerator": "A", "accelerators_per_node": 1, "kernel": "6"}
+    | {"framework": "2"},
+    "runs": [{"name": "a", "kind": "perf", "workload": "w", "report_id": "0" * 64, "verdict": "REHEARSAL"}],
+    "devices": {"same": True, "differences": []},
+    "challenge": None,
+    "redactions": [],
+    "signer": {"self_issued": True, "time": "2026-11-23T21:20:39Z"},
+}
+SIGNED = ("environment/signer.pub", "runs/a/report.dsse.json", "system.json")
+
 TARGETS = {
+    "log": fuzz_log,
+    "journal": fuzz_journal,
+    "submission": fuzz_submission,
+    "verify": Verified,
     "archive": fuzz_archive,
     "gzip": fuzz_gzip,
     "json": fuzz_json,
@@ -160,6 +274,7 @@ TARGETS = {
 
 def main() -> None:
     target = TARGETS[sys.argv.pop(1)]
+    longest = 2**17 if target is Verified else 8192
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
         folder, corpus = Path(name), Path(name) / "corpus"
         corpus.mkdir()
@@ -171,7 +286,15 @@ def main() -> None:
         (corpus / "json").write_bytes(JSON)
         (corpus / "policy").write_text(json.dumps(POLICY))
         (corpus / "challenge").write_text(json.dumps(CHALLENGE))
-        atheris.Setup([*sys.argv, str(corpus), "-max_len=8192"], lambda data: target(data, folder))
+        (corpus / "log").write_bytes(HonestLog(micro_num=2).text(last=3))
+        (corpus / "journal").write_bytes((ROOT / "fixtures/tiny-accuracy-run/journal.jsonl").read_bytes())
+        signed = statement.build(SUBMISSION, dict.fromkeys(SIGNED, "0" * 64), statement.SUBMISSION)
+        (corpus / "submission").write_bytes(signed)
+        if target is Verified:
+            target = Verified(folder)
+            for number, seed in enumerate(target.seeds()):
+                (corpus / f"verify{number}").write_bytes(seed)
+        atheris.Setup([*sys.argv, str(corpus), f"-max_len={longest}"], lambda data: target(data, folder))
         atheris.Fuzz()
 
 

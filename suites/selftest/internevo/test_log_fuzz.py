@@ -104,6 +104,14 @@ def test_real_logs_with_a_fault(position, fault, which):
     check(data[:position] + fault + data[position + len(fault) :])
 
 
+def test_a_field_may_have_the_name_of_a_column_of_the_readers_own():
+    text = Run().text().replace(b" acc=", b" line=7 time=8 source=9 layout=10 acc=")
+    (run,) = parse_log(io.BytesIO(text))
+    (plain,) = parse_log(io.BytesIO(Run().text()))
+    assert run.steps["time="].tolist() == [8.0] * len(run.steps)
+    assert run.steps[plain.steps.columns].equals(plain.steps)
+
+
 @relaxed
 @given(hostile, st.integers(1, 400))
 def test_where_chunks_are_cut_makes_no_difference(data, size):
