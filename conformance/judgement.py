@@ -99,19 +99,7 @@ def judge(files: Evidence) -> Judgement:
         config = stream.read(evidence.MAX_JSON_BYTES).decode(errors="replace")
     attempts = [_read_attempt(each) for each in (*evidence.segments(files), files)]
     last = attempts[-1]
-    findings = [
-        run_checks.ended(last.record),
-        _of_all(attempts, lambda each: run_checks.ranks(plan, each.ranks, tuple(each.logs))),
-        run_checks.config(plan, config),
-        _of_all(attempts, lambda each: run_checks.source(plan.workload, each.record)),
-        _of_all(attempts, lambda each: run_checks.patches(each.record, kept_patches(each.files), each.ranks)),
-        run_checks.uniform(_all_ranks(attempts)),
-        *supervision.faults(_optional(files, evidence.FAULTS)),
-        *supervision.pace(_optional(files, evidence.FAULTS)),
-        _even(files),
-    ]
-    if plan.workload.kind == "accuracy" or len(attempts) > 1:
-        findings.append(_chained(files, attempts, plan.workload.checkpoint_every is not None))
+    findings = _without_a_log(files, plan, config, attempts)
     metrics: dict[str, Any] = {}
     steps: list[dict[str, float]] = []
     losses: list[float] = []
@@ -148,6 +136,24 @@ def judge(files: Evidence) -> Judgement:
     decisive = [found for found in findings if checks[found.check].severity != "advisory"]
     claim = verdict(decisive, required, plan.workload.official)
     return Judgement(plan, tuple(findings), metrics, claim, steps, losses, series)
+
+
+def _without_a_log(files: Evidence, plan: Plan, config: str, attempts: Sequence[Attempt]) -> list[Finding]:
+    """What is judged by the records of a run, whatever its logs say."""
+    findings = [
+        run_checks.ended(attempts[-1].record),
+        _of_all(attempts, lambda each: run_checks.ranks(plan, each.ranks, tuple(each.logs))),
+        run_checks.config(plan, config),
+        _of_all(attempts, lambda each: run_checks.source(plan.workload, each.record)),
+        _of_all(attempts, lambda each: run_checks.patches(each.record, kept_patches(each.files), each.ranks)),
+        run_checks.uniform(_all_ranks(attempts)),
+        *supervision.faults(_optional(files, evidence.FAULTS)),
+        *supervision.pace(_optional(files, evidence.FAULTS)),
+        _even(files),
+    ]
+    if plan.workload.kind == "accuracy" or len(attempts) > 1:
+        findings.append(_chained(files, attempts, plan.workload.checkpoint_every is not None))
+    return findings
 
 
 # The tasks of a preflight on a thousand devices take some MiB each.

@@ -305,7 +305,6 @@ def _train(
     team: _Team | None,
     display: Display,
 ) -> Ending:
-    source, changes = patched
     command = torchrun.command(
         run,
         nodes=request.nodes,
@@ -315,18 +314,10 @@ def _train(
         seed=request.seed,
     )
     variables = torchrun.environment(run)
-    hosts = team.hosts if team else {0: socket.gethostname()}
-    record: dict[str, Any] = {
+    record = {
         "command": _portable(command, run),
-        "agents": [_portable(agent, run) for agent in agent_commands(place, run)],
         "environment": torchrun.recorded(variables),
-        "host": socket.gethostname(),
-        "hosts": {str(node): host for node, host in sorted(hosts.items())},
-        "launcher": place.launcher,
-        "internevo": _describe(source),
-        "patch_files": [asdict(change) for change in changes],
-        "started": _now(),
-        "outcome": "running",
+        **_begun(patched, place, run, team),
     }
     evidence.write_json(run, evidence.RUN, record)
     attempts = site.reports / evidence.JOURNAL
@@ -348,6 +339,24 @@ def _train(
         _record_end(record, plan, ending, attempts, run)
         shutil.copyfile(attempts, run / evidence.JOURNAL)
     return ending
+
+
+def _begun(
+    patched: tuple[Source, tuple[PatchFile, ...]], place: Place, run: Path, team: _Team | None
+) -> dict[str, Any]:
+    """What is known of a run when it begins: where, of what, and that it has no end yet."""
+    source, changes = patched
+    hosts = team.hosts if team else {0: socket.gethostname()}
+    return {
+        "agents": [_portable(agent, run) for agent in agent_commands(place, run)],
+        "host": socket.gethostname(),
+        "hosts": {str(node): host for node, host in sorted(hosts.items())},
+        "launcher": place.launcher,
+        "internevo": _describe(source),
+        "patch_files": [asdict(change) for change in changes],
+        "started": _now(),
+        "outcome": "running",
+    }
 
 
 def _record_end(record: Mapping[str, Any], plan: Plan, ending: Ending | None, attempts: Path, run: Path) -> None:

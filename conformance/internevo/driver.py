@@ -50,7 +50,6 @@ def train(config: Path) -> None:
     )
     from internlm.utils.common import launch_time
     from internlm.utils.logger import get_logger
-    from internlm.utils.model_checkpoint import CheckpointManager
 
     logger = get_logger(__file__)
     started = [launch_time()]
@@ -62,16 +61,8 @@ def train(config: Path) -> None:
     state = TrainState(gpc.config, train_dl.batch_sampler)
     optimizer, beta2_scheduler, lr_scheduler = initialize_optimizer(model=model)
     text = config.read_text()
-    checkpoints = CheckpointManager(
-        ckpt_config=gpc.config.ckpt,
-        model=model,
-        optimizer=optimizer,
-        lr_scheduler=lr_scheduler,
-        train_dl=train_dl,
-        model_config=gpc.config.model,
-        model_config_file=text,
-        feishu_address=None,
-    )
+    parts = {"model": model, "optimizer": optimizer, "lr_scheduler": lr_scheduler, "train_dl": train_dl}
+    checkpoints = _checkpoints(text, **parts)
     checkpoints.try_resume_training(state, started[0])
     metric = _metric(data_types, torch.cuda.current_device())
     trainer, train_dl, _, _ = internlm.initialize_trainer(
@@ -94,6 +85,19 @@ def train(config: Path) -> None:
     )
     _run_steps(trainer, train_dl, state, checkpoints, metric, record)
     checkpoints.wait_async_upload_finish()
+
+
+def _checkpoints(config: str, **parts: Any) -> Any:
+    from internlm.core.context import global_context as gpc
+    from internlm.utils.model_checkpoint import CheckpointManager
+
+    return CheckpointManager(
+        ckpt_config=gpc.config.ckpt,
+        model_config=gpc.config.model,
+        model_config_file=config,
+        feishu_address=None,
+        **parts,
+    )
 
 
 def _run_steps(trainer: Any, train_dl: Any, state: Any, checkpoints: Any, metric: Any, record: Any) -> None:
