@@ -9,8 +9,11 @@ import time
 
 import pytest
 
+from conformance.checks.finding import Result
+from conformance.checks.supervision import even
 from conformance.launch import telemetry
 from conformance.launch.telemetry import FULL_RATE_SECONDS, THIN_SECONDS, sampled, thinned
+from conformance.metrics.energy import busy_watts
 
 HEADER = "timestamp, index, utilization.gpu [%]"
 
@@ -82,6 +85,17 @@ def test_a_vendors_tool_is_sampled_and_gone_afterwards(tool, tmp_path, left_over
     while left_over(tmp_path) and time.monotonic() < end:
         time.sleep(0.05)
     assert left_over(tmp_path) == []
+
+
+def test_a_device_without_a_tool_leaves_word_of_it_that_no_check_takes_for_samples(tmp_path, monkeypatch):
+    monkeypatch.setattr(telemetry, "_tool", lambda device: None)
+    (tmp_path / "environment").mkdir()
+    with sampled("vendor", tmp_path, 3):
+        pass
+    lines = (tmp_path / "environment/telemetry-node3.csv").read_text().splitlines()
+    assert lines == ["no telemetry: the device plugin vendor names no tool that prints it"]
+    assert even({"environment/telemetry-node3.csv": lines}).result is Result.SKIP
+    assert busy_watts(lines) == {}
 
 
 def test_a_sampler_whose_suite_is_gone_ends_by_itself(tool):
