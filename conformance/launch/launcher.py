@@ -15,7 +15,6 @@ from conformance.errors import LaunchError
 from conformance.launch import torchrun
 from conformance.launch.guard import dismiss, guard, kill_marked
 
-LAUNCHERS = ("torchrun", "slurm", "local")
 # torchrun's own default.
 DEFAULT_PORT = 29500
 # How long a started agent may take to end after its run has.
@@ -27,7 +26,7 @@ class Place:
     """This process's place in a run.
 
     Args:
-        launcher: One of LAUNCHERS.
+        launcher: torchrun, slurm or local.
         nodes: Number of nodes.
         node_rank: Index of this node; 0 for the one that judges.
         address: Host name or address of node 0.

@@ -1,6 +1,8 @@
 """Runs of one system, ready to be submitted."""
 
+import runpy
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -8,32 +10,11 @@ from conformance.evidence import RunDirectory
 from conformance.judgement import judge
 from conformance.report.build import write_report
 
-# What no evidence tells.
-STATED = {
-    "system_name": "bench one",
-    "availability": "research",
-    "processor": "AMD EPYC",
-    "processors_per_node": 1,
-    "cores_per_node": 2,
-    "memory_gib_per_node": 8.0,
-    "storage": "one local disk",
-    "accelerator_memory": "none",
-    "accelerator_interconnect": "none",
-    "driver": "none",
-    "firmware": "none",
-    "network": "none",
-    "network_ports_per_node": "none",
-    "topology": "one node",
-    "power_watts_per_node": 200,
-    "cooling": "air",
-    "operating_system": "Debian 12",
-}
-
 
 @pytest.fixture
 def stated():
     """What the vendor states of that system."""
-    return dict(STATED)
+    return dict(runpy.run_path(str(Path(__file__).with_name("lab.py")))["STATED"])
 
 
 @pytest.fixture
