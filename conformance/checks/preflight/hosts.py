@@ -279,9 +279,10 @@ def software(check: str, preflight: Preflight) -> Finding:
         if len(set(versions.values())) > 1:
             faults.append(f"{package}: " + ", ".join(f"{host} {version}" for host, version in versions.items()))
     for library in sorted({name for names in loaded.values() for name in names}):
-        versions = {f"rank {rank}": names.get(library, "absent")[:16] for rank, names in loaded.items()}
+        versions = {f"rank {rank}": names.get(library, "absent") for rank, names in loaded.items()}
         if len(set(versions.values())) > 1:
-            faults.append(f"{library}: " + ", ".join(f"{rank} {version}" for rank, version in versions.items()))
+            told = ", ".join(f"{rank} {version[:16]}" for rank, version in versions.items())
+            faults.append(f"{library}: {told}")
     one = next(iter(stacks.values()))
     return faultless(
         check,

@@ -200,6 +200,51 @@ def test_the_ceiling_is_the_median_devices_product_with_all_at_work():
     assert "MFU's ceiling is 715" in all_results(change)["gemm-speed"].message
 
 
+def test_another_build_of_a_library_under_the_same_name_is_found():
+    def change(preflight):
+        for rank in range(4):
+            backend = find(preflight, "collectives", "backend", rank)
+            backend.update(digests={"libnccl.so.2": str(rank // 3) * 64}, versions={"NCCL": "2.28.9"})
+
+    found = all_results(change)
+    assert {check for check, finding in found.items() if finding.result is not Result.PASS} == {"host-software"}
+    assert "libnccl.so.2: rank 0 0000" in found["host-software"].message
+    assert "NCCL: " not in found["host-software"].message
+
+
+@pytest.mark.parametrize(("speed", "result"), [(200.0, Result.PASS), (120.0, Result.FAIL), ("nan", Result.FAIL)])
+def test_a_rank_that_is_slower_in_its_group_than_others_in_theirs_is_named(speed, result):
+    def change(preflight):
+        for rank, process in enumerate(preflight.tasks["collectives"]):
+            told = {"operation": "all_reduce", "group": "data and zero1", "bytes": 1 << 29, "size": 2}
+            busbw = speed if rank == 3 else 200.0
+            process["records"].append({"kind": "group-bandwidth", **told, "busbw_gb_per_s": busbw})
+
+    found = all_results(change)["collective-speed"]
+    assert found.result is result
+    assert "all_reduce in data and zero1 of 512 MiB" in found.message
+    assert ("rank 3 in data and zero1" in found.message) is (result is Result.FAIL)
+
+
+@pytest.mark.parametrize(
+    ("known", "devices", "nodes", "result"),
+    [
+        (431.0, 4, 1, Result.FAIL),
+        (310.0, 4, 1, Result.PASS),
+        (431.0, 8, 1, Result.PASS),  # of another number of devices
+        (431.0, 4, 2, Result.PASS),  # not of one node
+    ],
+)
+def test_bus_bandwidth_is_held_against_as_many_devices_of_one_node_alone(known, devices, nodes, result):
+    cluster = sound_cluster()
+    figure = {"device": "NVIDIA H200", "measurement": f"busbw-all_reduce-{devices}-in-a-node", "value": known}
+    setup = {**cluster.setup, "nodes": nodes}
+    told = judge(Preflight(setup, cluster.tasks, [{**figure, "unit": "GB/s", "source": "the field"}]))
+    found = next(finding for finding in told if finding.check == "collective-speed")
+    assert found.result is result
+    assert ("from 310, the field" in found.message) is (known == 310.0)
+
+
 def test_what_a_tool_does_not_tell_is_no_breach_of_contract():
     preflight = sound_cluster()
     for process_of_node in preflight.tasks["contract"]:

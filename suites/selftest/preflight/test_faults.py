@@ -93,6 +93,8 @@ def test_slow_devices_and_what_their_health_tells_only_at_work_are_named(tmp_pat
     assert "scatter out" in findings["kernel-determinism"].message
     assert "at work: throttle_thermal is Active" in findings["device-health"].message
     assert "at work: generation 3 of 5" in findings["device-bus"].message
+    products = [r for one in tasks["device"] for r in one["records"] if r["kind"] == "gemm" and r["name"] == "query"]
+    assert len({product["whole_error"] for product in products}) == 2  # each rank multiplies its own numbers
 
 
 @pytest.mark.slow
