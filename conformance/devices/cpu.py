@@ -33,6 +33,10 @@ class CpuDevice:
         import torch
 
         redirect("cpu", _answers(), self.backend)
+        if hasattr(torch, "accelerator"):
+            # A build for CUDA would take the answers above for a real device, and pin memory for it.
+            torch.accelerator.current_accelerator = lambda check_available=False: None
+            torch.accelerator.is_available = lambda: False
         # Each rank gets its share of the cores; torch would give every rank all of them.
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(max(1, self.count() // ranks_here))

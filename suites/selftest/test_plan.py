@@ -198,6 +198,8 @@ def test_a_slice_may_have_other_layers_and_steps() -> None:
     fewer = make_plan(load_workload("slice-7b-perf"), Topology(1, 1), {"num_layers": 6, "total_steps": 12}).disclosures
     assert {"6 layers in place of 24", "12 steps in place of 20"} <= set(fewer)
     assert "100 steps in place of 20" in made.disclosures
+    least = plan("slice-7b-perf", 1, "num_layers=1", "total_steps=1", per_node=1)
+    assert (least.model.num_layers, least.total_steps) == (1, 1)
 
 
 @pytest.mark.parametrize("pair", ["num_layers=0", "total_steps=-3"])
