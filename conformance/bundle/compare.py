@@ -45,10 +45,17 @@ def compare(paths: Sequence[Path], bench: Bench) -> tuple[list[dict[str, Any]], 
         sentence for each bundle that is not ranked.
     """
     rows, left_out = [], []
+    seen: dict[str, str] = {}
     for path in paths:
         verification = verify(path, bench)
+        if verification.report_id in seen:
+            left_out.append(f"{path.name} is the report of {seen[verification.report_id]} again and not ranked twice.")
+            continue
+        if verification.report_id:
+            seen[verification.report_id] = path.name
         if verification.verdict not in RANKED:
-            faults = [f"{a.id}: {a.message}" for a in verification.answers if a.answer != "yes"]
+            unsettled = sorted((a for a in verification.answers if a.answer != "yes"), key=lambda a: a.answer)
+            faults = [f"{answer.id}: {answer.message}" for answer in unsettled]
             told = faults[0] if faults else "a required check is open"
             left_out.append(f"{path.name} is {verification.verdict.value} and not ranked. {told}")
             continue

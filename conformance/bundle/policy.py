@@ -168,6 +168,18 @@ class Bench:
     now: datetime
     spent: Spent | None = None
 
+    def told(self) -> dict[str, str]:
+        """By what is judged, for a page.
+
+        Returns:
+            time; with a policy also policy, digest and lab_key.
+        """
+        told = {"time": time_text(self.now)}
+        if self.policy is None:
+            return told
+        keys = ", ".join(self.policy.signed_by)
+        return {**told, "policy": self.policy.name, "digest": self.policy.digest, "lab_key": keys}
+
 
 def draft(
     name: str,

@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     from conformance.bundle.compare import compare
     from conformance.commands.verify import bench_of
 
-    rows, left_out = compare(args.bundles, bench_of(args))
+    bench = bench_of(args)
+    rows, left_out = compare(args.bundles, bench)
     if rows:
         _print(rows)
     for sentence in left_out:
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if args.html is not None:
         from conformance.report import html
 
-        _write(args.html, html.render_comparison(rows))
+        _write(args.html, html.render_comparison(rows, bench.told()))
     return 2 if not rows else 1 if left_out else 0
 
 
@@ -85,7 +86,9 @@ def _print(rows) -> None:  # type: ignore[no-untyped-def]
 
     table = Table(box=None, pad_edge=False)
     for field, title in TITLES.items():
-        table.add_column(title, justify="left" if field in ("name", "workload", "verdict", "device") else "right")
+        # Names fold; of a figure no digit is left out.
+        named = field in ("name", "workload", "verdict", "device")
+        table.add_column(title, justify="left" if named else "right", overflow="fold", no_wrap=not named)
     for row in rows:
         cells = [row[field] for field in TITLES]
         table.add_row(*(escape(_shown(cell)) if isinstance(cell, str) else number(cell) for cell in cells))

@@ -93,22 +93,23 @@ def run(args: argparse.Namespace) -> int:
     from conformance.bundle.verify import verify
     from conformance.checks.finding import Verdict
 
-    verification = verify(args.bundle, bench_of(args))
+    bench = bench_of(args)
+    verification = verify(args.bundle, bench)
     if args.json:
         print(json.dumps(verification.to_json(), indent=1, ensure_ascii=True))
     else:
         print_verification(verification)
     if args.html is not None:  # after the verdict, which no page may swallow
-        _write_page(args.html, args.bundle.name, verification)
+        _write_page(args.html, args.bundle.name, verification, bench)
     return {Verdict.CONFORMANT: 0, Verdict.REHEARSAL: 0, Verdict.INCONCLUSIVE: 2}.get(verification.verdict, 1)
 
 
-def _write_page(path: Path, name: str, verification) -> None:  # type: ignore[no-untyped-def]
+def _write_page(path: Path, name: str, verification, bench) -> None:  # type: ignore[no-untyped-def]
     from conformance.errors import EvidenceError
     from conformance.report import html
 
     try:
-        path.write_text(html.render_verification(verification, name), encoding="utf-8")
+        path.write_text(html.render_verification(verification, name, bench.told()), encoding="utf-8")
     except OSError as error:
         raise EvidenceError(f"The page {path} cannot be written: {error.strerror}.") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -99,16 +99,21 @@ class Verified(Protocol):
         """The questions in order: id, question, answer and message of each."""
 
     @property
+    def predicate(self) -> Json:
+        """What the statement that vouches for the bundle says; empty where it was not verified."""
+
+    @property
     def runs(self) -> Sequence[VerifiedRun]:
         """The runs, in the order of the bundle."""
 
 
-def render_verification(verification: Verified, name: str) -> str:
+def render_verification(verification: Verified, name: str, judged: Mapping[str, str]) -> str:
     """Render what verifying a bundle established: the answers first, then each run from its evidence.
 
     Args:
         verification: The answers and the runs.
         name: What the bundle is called.
+        judged: By what it was judged: time, and policy, digest and lab_key where there is a policy.
 
     Returns:
         HTML.
@@ -119,7 +124,14 @@ def render_verification(verification: Verified, name: str) -> str:
             view = _run_view(run.rebuilt, run.report_id, run.steps, run.journal, f"run{place}-")
             views.append({**view, "name": run.name or run.rebuilt["workload"]["name"]})
     page = _environment().get_template("verification.html")
-    return page.render(name=name, verdict=verification.verdict.value, answers=verification.answers, views=views)
+    return page.render(
+        name=name,
+        verdict=verification.verdict.value,
+        answers=verification.answers,
+        judged=judged,
+        system=verification.predicate.get("system", {}),
+        views=views,
+    )
 
 
 # What is compared: whether more is better, and the column that holds its 95% interval.
@@ -134,12 +146,13 @@ COMPARED = {
 NAMED = ("name", "vendor", "workload", "verdict", "device", "devices")
 
 
-def render_comparison(rows: Sequence[Json]) -> str:
+def render_comparison(rows: Sequence[Json], judged: Mapping[str, str]) -> str:
     """Render verified runs side by side.
 
     Args:
         rows: One for each run: the fields of NAMED, those figures of COMPARED that it has, and its steps (step, tgs
             and loss of every logged step).
+        judged: By what they were judged, as for :func:`render_verification`.
 
     Returns:
         HTML.
@@ -159,7 +172,9 @@ def render_comparison(rows: Sequence[Json]) -> str:
     figures = [metric for metric in COMPARED if any(row.get(metric) is not None for row in rows)]
     table = [{**dict.fromkeys((*NAMED, *figures)), **row} for row in rows]
     page = _environment().get_template("comparison.html")
-    return page.render(rows=table, groups=groups, columns=[*NAMED, *figures], numeric=[*figures, "devices"])
+    return page.render(
+        rows=table, groups=groups, columns=[*NAMED, *figures], numeric=[*figures, "devices"], judged=judged
+    )
 
 
 def _ranked(rows: Sequence[Json], metric: str) -> list[dict[str, Any]]:

@@ -89,7 +89,7 @@ def shown(verification):
     with redirect_stdout(io.StringIO()) as terminal:
         print_verification(verification)
     assert all(line.isprintable() for line in terminal.getvalue().splitlines())
-    return json.dumps(verification.to_json()), html.render_verification(verification, "x")
+    return json.dumps(verification.to_json()), html.render_verification(verification, "x", {"time": "now"})
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -257,15 +257,38 @@ def test_compare_ranks_what_holds_and_names_what_does_not(lab, capsys):
     assert main(["compare", "broken.tar", *UNDER]) == 2
 
 
-def test_compare_ranks_by_tgs(lab, capsys):
-    bundle_of(lab, "slow.tar", "slow")
-    fast = lab.run("fast", lab.challenge(issued=datetime.now(timezone.utc) - timedelta(days=1)))
-    lab.bundle(fast, name="fast.tar")
+def test_compare_ranks_by_tgs(lab, capsys, monkeypatch):
+    """The slow one is named first; at 80 columns no digit of a figure is left out."""
+    monkeypatch.setenv("COLUMNS", "80")
+    now = datetime.now(timezone.utc)
+    slow = lab.run("slow", lab.challenge(issued=now - timedelta(days=1)))
+    tell_time(slow, now)
+    lab_tools["halve_speed"](slow)
+    lab_tools["end_journal"](slow)
+    lab.bundle(slow, name="slow.tar")
+    bundle_of(lab, "fast.tar", "fast")
     from conformance.bundle import compare
+    from conformance.report.wording import number
 
     rows, left_out = compare.compare([Path("slow.tar"), Path("fast.tar")], lab_bench())
     assert not left_out
-    assert [row["tgs"] for row in rows] == sorted((row["tgs"] for row in rows), reverse=True)
+    assert [row["name"] for row in rows] == ["fast.tar", "slow.tar"]
+    assert rows[0]["tgs"] == pytest.approx(2 * rows[1]["tgs"], rel=1e-3)
+    capsys.readouterr()
+    assert main(["compare", "slow.tar", "fast.tar"]) == 0
+    shown = capsys.readouterr().out
+    assert all(number(row[figure]) in shown for row in rows for figure in ("tgs", "tflops", "loss"))
+    assert "…" not in shown
+
+
+def test_the_same_report_twice_is_ranked_once(lab, capsys):
+    bundle_of(lab)
+    Path("copy.tar").write_bytes(Path("x.tar").read_bytes())
+    from conformance.bundle import compare
+
+    rows, left_out = compare.compare([Path("x.tar"), Path("copy.tar")], lab_bench())
+    assert [row["name"] for row in rows] == ["x.tar"]
+    assert left_out == ["copy.tar is the report of x.tar again and not ranked twice."]
 
 
 def lab_bench():

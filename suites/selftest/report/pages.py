@@ -23,7 +23,17 @@ from conformance.report.build import build_predicate, finding_json
 ROOT = Path(__file__).resolve().parents[3]
 TINY = ROOT / "fixtures" / "tiny-perf-run"
 SLICE = ROOT / "reference_logs" / "h200-7b-slice24-suite-v0.2.3.log"
+STATED = runpy.run_path(str(ROOT / "suites/selftest/bundle/lab.py"))["STATED"]
 Run = runpy.run_path(str(ROOT / "fixtures" / "honest_log.py"))["Run"]
+SYSTEM = {
+    **STATED,
+    "nodes": 4,
+    "accelerator": "ACME X1",
+    "accelerators_per_node": 8,
+    "kernel": "6.1",
+    "framework": "2.6",
+}
+JUDGED = {"time": "2026-11-24T12:00:00Z", "policy": "Example Lab", "digest": "cd" * 32, "lab_key": "12" * 32}
 SIGNER = {"self_issued": True, "time": "2026-11-23T21:20:40Z"}
 
 
@@ -138,9 +148,8 @@ def verification() -> str:
         Answer(name, question, ("yes", "no", "open")[place % 3], f"What was found of {name}.")
         for place, (name, question) in enumerate(QUESTIONS.items())
     ]
-    return html.render_verification(
-        SimpleNamespace(verdict=Verdict.NOT_CONFORMANT, answers=answers, runs=runs), "acme.tar"
-    )
+    verified = SimpleNamespace(verdict=Verdict.NOT_CONFORMANT, answers=answers, runs=runs, predicate={"system": SYSTEM})
+    return html.render_verification(verified, "acme.tar", JUDGED)
 
 
 def comparison(names=("Acme A1", "Acme B2", "Umbra")) -> str:
@@ -162,7 +171,8 @@ def comparison(names=("Acme A1", "Acme B2", "Umbra")) -> str:
              "tflops": 490.0 - 30 * n, "mfu": None, "loss": 0.0111 + n / 1000, "joules_per_token": None if n else 0.05,
              "steps": [{**row, "tgs": row["tgs"] * (1 - n / 15)} for row in rows]}
             for n, name in enumerate(names)
-        ]
+        ],
+        JUDGED,
     )  # fmt: skip
 
 
@@ -200,5 +210,8 @@ def hostile(text: str) -> str:
     entries = [{"event": "started", "run": text, "workload": text, "time": text}]
     run = SimpleNamespace(name=text, report_id=text, rebuilt=spoiled(predicate, text), steps=rows, journal=entries)
     answer = Answer("made-up", text, "no", text)
-    verified = SimpleNamespace(verdict=Verdict.NOT_CONFORMANT, answers=[answer], runs=[run])
-    return html.render_verification(verified, text)
+    system = dict.fromkeys(SYSTEM, text)
+    verified = SimpleNamespace(
+        verdict=Verdict.NOT_CONFORMANT, answers=[answer], runs=[run], predicate={"system": system}
+    )
+    return html.render_verification(verified, text, dict.fromkeys(JUDGED, text))

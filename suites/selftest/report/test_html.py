@@ -190,3 +190,18 @@ def test_a_required_check_that_was_skipped_is_named_as_the_reason():
     page = html.render(predicate, "", [])
     assert page.count("Tokens per device and second reach the floor") == 2
     assert page.index("Tokens per device and second reach the floor") < page.index("What was run")
+
+
+def test_the_labs_page_says_by_what_it_judged_and_on_what_system():
+    page = pages["verification"]()
+    for told in (
+        "Example Lab",
+        "cd" * 32,
+        "12" * 32,
+        "2026-11-24T12:00:00Z",
+        "power of a node",
+        "每节点功率",
+        "ACME X1",
+    ):
+        assert told in page
+    assert "Example Lab" in pages["comparison"]()

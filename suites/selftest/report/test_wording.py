@@ -13,6 +13,7 @@ from conformance.spec import load_checks
 
 # Set by name elsewhere: t("verdict." ~ name).
 TABLES = (
+    "system",
     *("verdict", "verdict_meaning", "preflight_meaning", "result", "outcome", "answers"),
     *("column", "preflight", "chart"),
 )
