@@ -33,6 +33,8 @@ RELATIVE_TOLERANCE = 1e-9
 MAX_PUBLIC_KEY_BYTES = 4096
 # What reading a file that only the suite writes ends in, where somebody edited it; no reader can list its faults.
 SPOILED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+# What makes a report's content again, for every version of it.
+REBUILDERS = {statement.REPORT: build_predicate}
 # A report that differs in more places is another report.
 MAX_DIFFERENCES = 20
 
@@ -357,8 +359,10 @@ def _run_facts(files: BundleEvidence, signed: Statement) -> RunFacts:
 def _recompute(files: BundleEvidence, signed: Statement) -> tuple[Judgement | None, dict[str, Any], tuple[str, ...]]:
     try:
         judgement = judge(files)
-        again = build_predicate(files, judgement, signed.predicate["signer"])
-        statement.build(again, signed.subjects)  # what the report's schema would refuse, nobody could show either
+        again = REBUILDERS[signed.form](files, judgement, signed.predicate["signer"])
+        statement.build(
+            again, signed.subjects, signed.form
+        )  # what the report's schema would refuse, nobody could show either
     except ConformanceError as error:
         return None, {}, (f"the whole ({error.message})",)
     except SPOILED as error:

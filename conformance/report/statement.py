@@ -39,6 +39,8 @@ class Form:
 
 REPORT = Form("report", PREDICATE_TYPE, "report-v1")
 SUBMISSION = Form("submission", "https://internevo-conformance.invalid/submission/v1", "submission-v1")
+# Every version that was ever written: a statement is read under its own for ever. REPORT and SUBMISSION are written.
+FORMS = (REPORT, SUBMISSION)
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,13 @@ class Statement:
         subjects: SHA-256, in hex, of every file of the bundle but the statement, by name.
         predicate: What was run and found, as the form's schema describes it.
         report_id: SHA-256, in hex, of the payload.
+        form: The form, in its own version.
     """
 
     subjects: Mapping[str, str]
     predicate: Mapping[str, Any]
     report_id: str
+    form: Form = REPORT
 
 
 def build(predicate: Mapping[str, Any], subjects: Mapping[str, str], form: Form = REPORT) -> bytes:
@@ -87,7 +91,7 @@ def load(payload: bytes, form: Form = REPORT) -> Statement:
 
     Args:
         payload: The signed bytes.
-        form: What the statement has to be.
+        form: What the statement has to be, in any version.
 
     Returns:
         The statement.
@@ -100,12 +104,15 @@ def load(payload: bytes, form: Form = REPORT) -> Statement:
         document = strictjson.loads(payload, what=what)
     except JsonError as error:
         raise SignatureError(error.message) from error
+    stated = document.get("predicateType") if isinstance(document, dict) else None
+    # Where no version is called so, the schema of the current one refuses it.
+    form = next((one for one in FORMS if (one.name, one.predicate_type) == (form.name, stated)), form)
     schemas.check(document, form.schema, what, SignatureError)
     names = [subject["name"] for subject in document["subject"]]
     if any(first >= second for first, second in pairwise(names)):
         raise SignatureError(f"{what} is refused: its subjects are not in strictly ascending order of names.")
     subjects = {subject["name"]: subject["digest"]["sha256"] for subject in document["subject"]}
-    return Statement(subjects, document["predicate"], report_id(payload))
+    return Statement(subjects, document["predicate"], report_id(payload), form)
 
 
 def report_id(payload: bytes) -> str:

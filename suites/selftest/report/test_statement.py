@@ -254,3 +254,24 @@ def test_a_foreign_reference_never_opens_the_network(monkeypatch: pytest.MonkeyP
     with pytest.raises(Exception, match="Unresolvable"):
         validator.validate({})
     assert opened == []
+
+
+def test_a_statement_is_read_under_its_own_version(monkeypatch):
+    """With a second version beside the first, each is held to the schema that it names."""
+    second = statement.Form("report", "https://internevo-conformance.invalid/report/v2", "report-v2")
+    monkeypatch.setattr(statement, "FORMS", (second, *statement.FORMS))
+    asked = []
+    monkeypatch.setattr(statement.schemas, "check", lambda document, schema, *_: asked.append(schema))
+    document = {"subject": [], "predicate": {}}
+    read = [
+        statement.load(strictjson.dumps({**document, "predicateType": form.predicate_type}))
+        for form in (statement.REPORT, second)
+    ]
+    assert asked == ["report-v1", "report-v2"]
+    assert [one.form for one in read] == [statement.REPORT, second]
+
+
+def test_every_version_of_a_report_can_be_made_again():
+    from conformance.bundle.verify import REBUILDERS
+
+    assert set(REBUILDERS) == {form for form in statement.FORMS if form.name == "report"}
