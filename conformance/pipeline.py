@@ -165,6 +165,7 @@ class _Team:
     host: Host
     address: str
     hosts: dict[int, str]
+    environments: dict[int, Mapping[str, str]]
 
 
 def _prepare(
@@ -236,11 +237,13 @@ def _gather(
     (run / "work" / TOKEN).write_text(token)
     address = place.address
     told: dict[int, str] = {}
+    environments: dict[int, Mapping[str, str]] = {}
 
     def job(hellos: Mapping[int, Any]) -> dict[str, Any]:
         nonlocal address
         address = address or hellos[0]["address"]
         told.update({node: hello["host"] for node, hello in hellos.items()})
+        environments.update({node: hello["environment"] for node, hello in hellos.items()})
         return {
             "run": run.name,
             "token": token,
@@ -258,7 +261,7 @@ def _gather(
     host.gather(_asked(request, source), job, agents_failed, display.waiting)
     if place.launcher != "slurm":
         told[0] = socket.gethostname()
-    return _Team(host, address, told)
+    return _Team(host, address, told, environments)
 
 
 def _follow(request: Request, plan: Plan, source: Source, site: Site, place: Place, display: Display) -> Outcome:
@@ -317,6 +320,7 @@ def _train(
     record = {
         "command": _portable(command, run),
         "environment": torchrun.recorded(variables),
+        "environment_differs": _differing(torchrun.recorded(os.environ), team),
         **_begun(patched, place, run, team),
     }
     evidence.write_json(run, evidence.RUN, record)
@@ -393,6 +397,13 @@ def _detector(plan: Plan) -> Detector:
     return Detector(
         plan.topology.devices_per_node, plan.total_steps, _limits(plan), time.monotonic(), memory_advice(plan)
     )
+
+
+def _differing(ours: Mapping[str, str], team: _Team | None) -> dict[str, dict[str, str | None]]:
+    """What is set otherwise on which other node."""
+    theirs = team.environments if team else {}
+    found = {str(node): torchrun.differing(ours, variables) for node, variables in sorted(theirs.items())}
+    return {node: names for node, names in found.items() if names}
 
 
 def _portable(command: list[str], run: Path) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import socket
 import threading
@@ -19,6 +20,7 @@ from typing import Any
 
 from conformance.errors import LaunchError
 from conformance.launch.detect import NodeView, Step
+from conformance.launch.torchrun import recorded
 
 # Pods and jobs of one run start minutes apart where images are pulled first.
 ARRIVAL_SECONDS = 600.0
@@ -258,6 +260,7 @@ class Member:
                 f"Another process has arrived as node {node} of this run.", "Give every node its own --node-rank."
             )
         hello = {"host": socket.gethostname(), "request": request, "address": _own_address(address, port)}
+        hello["environment"] = recorded(os.environ)
         self._store.set(f"hello/{node}", json.dumps(hello))
         self.job: Mapping[str, Any] = json.loads(self._get("job"))
         self._refuse_if_told()

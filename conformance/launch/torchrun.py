@@ -24,6 +24,7 @@ RECORDED_NAMES = (
     "CUBLAS_WORKSPACE_CONFIG", "LD_PRELOAD", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "NVIDIA_TF32_OVERRIDE",
     "PET_NODE_RANK", "RANK", "WORLD_SIZE",
 )  # fmt: skip
+PLACE_NAMES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "PET_NODE_RANK", "RANK", "WORLD_SIZE")
 # torchrun takes any of its options from a variable of this family: restarts, another rendezvous.
 TORCHRUN_OPTIONS = "PET_"
 # Set on every process that a run starts, so that it can find its own, whatever became of their parents.
@@ -135,6 +136,20 @@ def recorded(variables: Mapping[str, str]) -> dict[str, str]:
         for name, value in sorted(variables.items())
         if name in RECORDED_NAMES or (name.startswith(RECORDED_PREFIXES) and not SECRET.search(name))
     }
+
+
+def differing(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, str | None]:
+    """What is set otherwise on another node, besides what tells each node its place.
+
+    Args:
+        ours: Recorded variables of node 0.
+        theirs: Those of the other node.
+
+    Returns:
+        Its values by name; None for what is not set there.
+    """
+    names = {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
+    return {name: theirs.get(name) for name in sorted(names) if name not in PLACE_NAMES}
 
 
 def free_port() -> int:

@@ -22,7 +22,8 @@ def variables(rank, port):
     """What the training operator sets in a pod, by its version 1.8: the older ones set the first five."""
     master = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)}
     elastic = {"PET_NPROC_PER_NODE": "auto", "PET_NODE_RANK": str(rank), "PET_NNODES": "2"}
-    return {"PYTHONUNBUFFERED": "0"} | master | elastic
+    odd = {"OMP_SCHEDULE": "dynamic"} if rank else {}  # of no consequence, and told
+    return {"PYTHONUNBUFFERED": "0"} | master | elastic | odd
 
 
 def start_pod(command, reports, rank, port):
@@ -51,6 +52,8 @@ def test_two_pods_with_one_verdict(tmp_path, capsys):
     record = json.loads((run / "environment/run.json").read_text())
     assert (record["outcome"], record["launcher"]) == ("ended", "torchrun")
     assert record["environment"]["WORLD_SIZE"] == "2"
+    assert record["environment_differs"] == {"1": {"OMP_SCHEDULE": "dynamic"}}
+    assert set(record["hosts"]) == {"0", "1"}
     theirs = tmp_path / "1" / run.name
     assert not (theirs / "report.dsse.json").exists()
     assert (theirs / "logs/node1/rank1.log").read_bytes() == (run / "logs/node1/rank1.log").read_bytes()

@@ -15,7 +15,7 @@ from conformance.errors import LaunchError
 from conformance.launch.detect import Detector, Limits, Step
 from conformance.launch.node import Launch, LogReader, _waits
 from conformance.launch.supervise import supervise
-from conformance.launch.torchrun import environment, recorded, require_free_port
+from conformance.launch.torchrun import differing, environment, recorded, require_free_port
 
 LINE = (
     "2026-01-01 00:00:00,000\tINFO t.py:1 in f -- tflops=1.0 step={step} loss=2.5 tgs (tokens/gpu/second)=100.5 x=1 \n"
@@ -215,6 +215,13 @@ def test_a_port_in_use_is_a_sentence():
         taken.listen()
         with pytest.raises(LaunchError, match=str(taken.getsockname()[1])):
             require_free_port(taken.getsockname()[1])
+
+
+def test_what_is_set_otherwise_on_another_node_is_told_and_its_place_is_not():
+    ours = recorded({"RANK": "0", "NCCL_IB_HCA": "mlx5_0", "UCX_TLS": "rc", "NVIDIA_TF32_OVERRIDE": "0", "HOME": "/a"})
+    theirs = recorded({"RANK": "1", "NCCL_IB_HCA": "mlx5_0", "LD_PRELOAD": "x.so", "NVIDIA_TF32_OVERRIDE": "1"})
+    assert differing(ours, theirs) == {"LD_PRELOAD": "x.so", "NVIDIA_TF32_OVERRIDE": "1", "UCX_TLS": None}
+    assert differing(ours, ours) == {}
 
 
 def test_secrets_stay_out_of_the_recorded_environment():
