@@ -393,7 +393,9 @@ def _bandwidths(task: Task, rank: int, world: int, side: Any, journal: Journal) 
     message = task.tokens * model.hidden_size * 2
     sizes = sorted({*(REHEARSAL_SIZES if task.rehearsal else SIZES), message})
     if not task.rehearsal and world == int(os.environ["LOCAL_WORLD_SIZE"]) > 1:
-        sizes.append(LARGEST)
+        room = torch.tensor([int(torch.cuda.mem_get_info()[0])])
+        dist.all_reduce(room, op=dist.ReduceOp.MIN, group=side)  # all ranks go the same way
+        sizes += [LARGEST] if int(room) > 3 * LARGEST else []
     for size in sizes:
         elements = size // 2 // world * world
         whole = torch.zeros(elements, dtype=torch.bfloat16, device="cuda")

@@ -19,7 +19,7 @@ from conformance.devices import Device, load_device
 from conformance.errors import ConformanceError
 from conformance.evidence import create_run_directory
 from conformance.launch.launcher import Place
-from conformance.preflight.session import LIMITS, Request, read_findings, run_preflight
+from conformance.preflight.session import FINDINGS, LIMITS, Request, read_findings, run_preflight
 
 # Both steps, and the time that srun needs to start.
 NODE_SECONDS = sum(LIMITS.values()) + LIMITS["step"] + 60
@@ -62,11 +62,14 @@ def run_on_all_nodes(
         commands = [[*step, *program]]
     else:
         commands = [[*program, str(rank)] for rank in range(request.nodes)]
-    first = order.parent / "node0" / "environment"
+    first = order.parent / "node0"
     try:
         _run(commands, run / "work" / "nodes.log")
-    finally:  # what node 0 measured is kept, whatever became of the others
-        for path in sorted(first.iterdir()) if first.is_dir() else ():
+    except ConformanceError:
+        if not (first / FINDINGS).is_file():
+            raise
+    finally:  # what node 0 measured is kept, and judged if it could be, whatever became of the others
+        for path in sorted((first / "environment").iterdir()) if first.is_dir() else ():
             shutil.copyfile(path, run / "environment" / path.name)
     return read_findings(run)
 

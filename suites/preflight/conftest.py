@@ -16,7 +16,7 @@ import pytest
 from conformance.devices import count_devices, detect_device, load_device
 from conformance.errors import ConformanceError
 
-WAIT_SECONDS = 900
+WAIT_SECONDS = 1200  # more than the limits of all tasks together
 ERROR = "preflight-error.txt"
 RUN = pytest.StashKey[Path]()
 REQUEST = pytest.StashKey()

@@ -28,14 +28,14 @@ SETUP = {
 }
 
 
-def measured(task, faults, folder, *, limit=90, ranks=2, setup=SETUP):
+def measured(task, faults, folder, *, limit=400, ranks=2, setup=SETUP):
     """Findings by check of one task on the faulty device."""
     processes = processes_of(task, faults, folder, limit=limit, ranks=ranks)
     setup = {**setup, "ranks": ranks}
     return {finding.check: finding for finding in judge(Preflight(setup, {task: processes}))}
 
 
-def processes_of(task, faults, folder, *, limit=90, ranks=2):
+def processes_of(task, faults, folder, *, limit=400, ranks=2):
     """What the processes of one task write on the faulty device."""
     todo = Task(
         task,
@@ -79,7 +79,7 @@ def test_each_kernel_that_is_off_by_2_percent_turns_its_own_check_red(tmp_path):
 @pytest.mark.slow
 def test_slow_devices_and_what_their_health_tells_only_at_work_are_named(tmp_path):
     alone = {**SETUP, "backend": "abacus"}  # ranks of a CPU share it, and are not compared
-    faults = ["half-speed-on-rank-1", "third-copy-bandwidth-on-rank-1", "throttled-at-work", "slow-link-at-work"]
+    faults = ["slow-products-on-rank-1", "slow-copies-on-rank-1", "throttled-at-work", "slow-link-at-work"]
     faults += ["scatter-not-the-same-twice"]
     tasks = {
         "device": processes_of("device", faults, tmp_path),
@@ -100,7 +100,7 @@ def test_slow_devices_and_what_their_health_tells_only_at_work_are_named(tmp_pat
 @pytest.mark.slow
 def test_a_slow_link_is_named(tmp_path):
     alone = {**SETUP, "backend": "abacus"}
-    findings = measured("collectives", ["quarter-of-the-link-from-rank-1"], tmp_path, setup=alone)
+    findings = measured("collectives", ["slow-link-from-rank-1"], tmp_path, setup=alone)
     assert "rank 1 to 0" in findings["link-even"].message
     assert findings["link-even"].result is Result.FAIL
     assert findings["host-clock"].result is Result.PASS
@@ -108,7 +108,7 @@ def test_a_slow_link_is_named(tmp_path):
 
 @pytest.mark.slow
 def test_a_step_whose_loss_is_off_by_2_percent_is_found(tmp_path):
-    findings = measured("step", ["cross-entropy-off"], tmp_path, ranks=1, limit=200)
+    findings = measured("step", ["cross-entropy-off"], tmp_path, ranks=1)
     assert red(findings) == {"training-step"}
     assert "loss" in findings["training-step"].message
 
@@ -123,7 +123,7 @@ def test_a_wrong_sum_and_a_wrong_clock_are_found(tmp_path):
 
 @pytest.mark.slow
 def test_a_hang_is_ended_and_named(tmp_path):
-    findings = measured("collectives", ["hang-on-rank-1"], tmp_path, limit=25)
+    findings = measured("collectives", ["hang-on-rank-1"], tmp_path, limit=60)
     assert red(findings) == {"preflight-ended"}
     assert "rank 1 hung and was ended" in findings["preflight-ended"].message
     assert "broadcast" in findings["preflight-ended"].message

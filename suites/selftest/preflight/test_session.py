@@ -15,10 +15,11 @@ import pytest
 from conformance.checks.finding import Result
 from conformance.checks.preflight import CHECKS, Preflight, judge
 from conformance.devices.cpu import CpuDevice
+from conformance.errors import ConformanceError
 from conformance.evidence import RunDirectory, create_run_directory, read_json
 from conformance.launch.launcher import Place
 from conformance.launch.torchrun import free_port
-from conformance.preflight import session
+from conformance.preflight import node, session
 from conformance.preflight.driver import Measured, Ranks
 from conformance.preflight.session import read_findings
 from conformance.preflight.worker import Task
@@ -68,14 +69,14 @@ def test_every_node_gets_what_all_nodes_measured(tmp_path):
     pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
     port = free_port()
 
-    def node(rank):
+    def on_node(rank):
         out = tmp_path / f"node{rank}" / "gather"
         task = Task("gather", "cpu", str(out), 0, True, {}, 0, 1, 1, 0.0)
         mine = {"host": [{"rank": rank, "records": [{"kind": "host", "host": f"node-{rank}"}]}]}
         return session._gather(mine, task, Ranks(1, 2, rank, "127.0.0.1", port))
 
     with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(node, range(2))
+        first, second = pool.map(on_node, range(2))
     assert first == second
     assert [one["rank"] for one in first["host"]] == [0, 1]
 
@@ -114,6 +115,27 @@ def test_what_was_measured_is_on_the_disk_before_the_next_task_begins(tmp_path, 
     setup = read_json(files, session.SETUP)
     assert setup["overrides"] == {"tensor": 2}
     assert setup["plan"]["tensor_parallel"] == 2
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_what_node_0_measured_is_kept_when_another_node_crashes(tmp_path, monkeypatch, judged):
+    run = create_run_directory(tmp_path / "run")
+
+    def crash(commands, log):
+        first = create_run_directory(run / "work" / "node0")
+        (first / "environment/preflight-host.json").write_text("{}")
+        if judged:
+            (first / session.FINDINGS).write_text('{"findings": []}')
+        raise ConformanceError("A node's preflight failed: exit codes [0, 1].")
+
+    monkeypatch.setattr(node, "_run", crash)
+    request = session.Request("tiny-perf", Place("local", 2, 0, "127.0.0.1", 29500), 1, 7, None)
+    if judged:
+        assert node.run_on_all_nodes(CpuDevice(), request, run) == []
+    else:
+        with pytest.raises(ConformanceError, match="exit codes"):
+            node.run_on_all_nodes(CpuDevice(), request, run)
+    assert (run / "environment/preflight-host.json").read_text() == "{}"
 
 
 @pytest.fixture
@@ -189,7 +211,7 @@ def test_two_nodes_that_are_started_one_by_one_share_their_checks_over_workers(t
     command = [sys.executable, "-m", "pytest", "suites/preflight", "-q", "-p", "no:cacheprovider", "--device", "cpu"]
     command += ["--nodes", "2", "--devices-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
 
-    def node(rank):
+    def on_node(rank):
         own = ["--node-rank", str(rank), "--run-dir", str(tmp_path / f"run{rank}"), "--reports", str(tmp_path)]
         own += ["-n", "2"] if rank == 0 else []
         return subprocess.run(
@@ -197,7 +219,7 @@ def test_two_nodes_that_are_started_one_by_one_share_their_checks_over_workers(t
         )
 
     with ThreadPoolExecutor(2) as pool:
-        results = list(pool.map(node, range(2)))
+        results = list(pool.map(on_node, range(2)))
     for result in results:
         assert result.returncode == 0, result.stdout + result.stderr
     first, second = (read_findings(tmp_path / f"run{rank}") for rank in range(2))

@@ -8,6 +8,8 @@ from conformance.devices.cpu import CpuDevice
 
 RANK = int(os.environ.get("RANK", "0"))
 FAULTS = set(filter(None, os.environ.get("FAULTS", "").split(",")))
+# More than a busy machine makes a process slower than its neighbour.
+TIMES_SLOWER = 20
 AT_WORK = {"throttled-at-work", "slow-link-at-work"}
 
 
@@ -101,13 +103,14 @@ def nan_in_one_element():
     torch.mm = mm
 
 
-def half_speed_on_rank_1():
+def slow_products_on_rank_1():
     import torch
 
     real = torch.mm
 
     def mm(*args, **kwargs):
-        real(*args, **kwargs)
+        for _ in range(TIMES_SLOWER - 1):
+            real(*args, **kwargs)
         return real(*args, **kwargs)
 
     if RANK == 1:
@@ -244,13 +247,13 @@ def grad_norm_off():
     torch.norm = larger_by_2_percent(torch.norm)
 
 
-def third_copy_bandwidth_on_rank_1():
+def slow_copies_on_rank_1():
     import torch
 
     real = torch.Tensor.copy_
 
     def copy_(self, source, *args):
-        for _ in range(3 if self.numel() > 1 << 20 else 1):
+        for _ in range(TIMES_SLOWER if self.numel() > 1 << 20 else 1):
             real(self, source, *args)
         return self
 
@@ -258,17 +261,17 @@ def third_copy_bandwidth_on_rank_1():
         torch.Tensor.copy_ = copy_
 
 
-def quarter_of_the_link_from_rank_1():
+def slow_link_from_rank_1():
     import torch.distributed as dist
 
     send, recv = dist.send, dist.recv
 
     def slow_send(tensor, dst, *args, **kwargs):
-        for _ in range(4 if RANK == 1 else 1):
+        for _ in range(TIMES_SLOWER if RANK == 1 else 1):
             send(tensor, dst, *args, **kwargs)
 
     def slow_recv(tensor, src, *args, **kwargs):
-        for _ in range(4 if src == 1 else 1):
+        for _ in range(TIMES_SLOWER if src == 1 else 1):
             recv(tensor, src, *args, **kwargs)
 
     dist.send, dist.recv = slow_send, slow_recv
@@ -282,7 +285,7 @@ INJECTIONS = {
         crash_on_rank_1,
         clock_5_s_off_on_rank_1,
         nan_in_one_element,
-        half_speed_on_rank_1,
+        slow_products_on_rank_1,
         dropped_row_of_the_attention_gradient,
         linear_in_fp16,
         events_do_not_time,
@@ -297,8 +300,8 @@ INJECTIONS = {
         embedding_off,
         adamw_off,
         grad_norm_off,
-        third_copy_bandwidth_on_rank_1,
-        quarter_of_the_link_from_rank_1,
+        slow_copies_on_rank_1,
+        slow_link_from_rank_1,
     )
 }
 unknown = FAULTS - set(INJECTIONS) - AT_WORK - {"count-imports-torch", "no-model"}
