@@ -4,9 +4,8 @@ import base64
 import json
 import os
 import re
+import runpy
 import shlex
-import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,84 +15,19 @@ import psutil
 import pytest
 
 from conformance.cli import main
-from conformance.launch.torchrun import free_port
 
+CLUSTER = runpy.run_path(str(Path(__file__).with_name("slurm_cluster.py")))
 pytestmark = [pytest.mark.slow, pytest.mark.needs("torch"), pytest.mark.needs("internlm")]
-
-PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scancel", "sinfo", "squeue", "scontrol")
-CONFIG = """
-ClusterName=rehearsal
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={ctld}
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
-CredType=cred/munge
-StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool-%n
-SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd-%n.pid
-SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd-%n.log
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SchedulerType=sched/builtin
-SelectType=select/cons_tres
-ReturnToService=2
-MpiDefault=none
-GresTypes=gpu
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs={cpus} RealMemory=256 Gres=gpu:1
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs={cpus} RealMemory=256 Gres=gpu:1
-PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
-"""
 
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory, real_parts):
     """The environment of a running cluster; its daemons are gone afterwards."""
-    search = os.environ["PATH"] + ":/usr/sbin:/sbin"
-    absent = [name for name in PROGRAMS if shutil.which(name, path=search) is None]
+    absent = CLUSTER["absent_programs"]()
     if os.geteuid() != 0 or absent:
         real_parts(f"needs root and Slurm (apt-get install slurm-wlm munge); absent: {', '.join(absent) or 'root'}")
-    folder = tmp_path_factory.mktemp("slurm")
-    (folder / "state").mkdir()
-    (folder / "munge.key").write_bytes(os.urandom(128))
-    (folder / "munge.key").chmod(0o400)
-    folder.chmod(0o755)
-    names = {"host": socket.gethostname(), "folder": folder, "cpus": os.cpu_count()}
-    ports = {name: free_port() for name in ("ctld", "n1", "n2")}
-    (folder / "slurm.conf").write_text(CONFIG.format(**names, **ports))
-    (folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
-    environ = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": search}
-    munge = ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket", f"--key-file={folder}/munge.key"]
-    munge += [f"--{name}-file={folder}/munge.{name}" for name in ("log", "pid", "seed")]
-    daemons = []
-    try:
-        for command in (munge, ["slurmctld", "-D"], ["slurmd", "-D", "-N", "n1"], ["slurmd", "-D", "-N", "n2"]):
-            with (folder / "daemons.log").open("ab") as output:
-                daemons.append(subprocess.Popen(command, env=environ, stdout=output, stderr=output))
-            time.sleep(0.5)
-        wait_until_idle(environ, folder)
+    with CLUSTER["cluster"](tmp_path_factory.mktemp("slurm")) as environ:
         yield environ
-    finally:
-        for daemon in reversed(daemons):
-            daemon.terminate()
-            try:
-                daemon.wait(15)
-            except subprocess.TimeoutExpired:
-                daemon.kill()
-                daemon.wait()
-
-
-def wait_until_idle(environ, folder):
-    for _ in range(100):
-        told = subprocess.run(["sinfo", "-h", "-N", "-o", "%N %t"], env=environ, capture_output=True, text=True)
-        if told.stdout.split() == ["n1", "idle", "n2", "idle"]:
-            return
-        time.sleep(0.3)
-    logs = "\n".join(f"{log}: {log.read_text()[-1500:]}" for log in folder.glob("*.log"))
-    raise AssertionError(f"Slurm did not come up: {told.stdout} {told.stderr}\n{logs}")
 
 
 @pytest.fixture
@@ -125,7 +59,7 @@ def submit(slurm, tmp_path, capsys):
 
     yield start
     subprocess.run(["scancel", "--user=root"], env=slurm, check=True)  # of this cluster, whose only user we are
-    wait_until_idle(slurm, Path(slurm["SLURM_CONF"]).parent)
+    CLUSTER["wait_until_idle"](slurm, Path(slurm["SLURM_CONF"]).parent)
 
 
 def wait_for_step(run, step, waiting, said):
