@@ -125,6 +125,7 @@ def test_what_is_suggested_comes_nearest_first() -> None:
         (1, ["tensor=8", "zero1=2", "micro_bsz=3", "micro_num=1"], ["3 1", "3 85", "2 1"]),
         (1, ["micro_bsz=1", "micro_num=0"], ["1 1", "2 1", "1 256"]),
         (4, ["pipeline=1", "micro_bsz=8", "micro_num=16"], ["8 8", "8 16", "8 16"]),
+        (32, ["micro_bsz=4", "micro_num=8"], ["1 8", "2 4", "4 2"]),
     ],
 )
 def test_how_far_a_suggestion_is(cards: int, pairs: list[str], options: list[str]) -> None:
