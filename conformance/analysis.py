@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, BinaryIO
@@ -14,8 +15,8 @@ from conformance.checks import loss as loss_checks
 from conformance.checks import throughput as throughput_checks
 from conformance.checks.finding import Finding
 from conformance.checks.subject import Subject
-from conformance.internevo.log import Event, RunLog, parse_log
-from conformance.internevo.log.records import CHECKPOINT_SAVED, OVERFLOW
+from conformance.internevo.log import Event, LineCounts, RunLog, parse_log
+from conformance.internevo.log.records import CHECKPOINT_SAVED, EXCEPTION, KILLED, OVERFLOW
 from conformance.metrics.facts import Facts, gather, updates_at
 from conformance.metrics.loss import Loss, loss_of
 from conformance.metrics.segments import Clock, join, merge
@@ -27,6 +28,10 @@ from conformance.spec.floors import Floor, find_floor, load_floors
 
 # Signals and exceptions by which somebody ends a run on purpose.
 STOPS = ("KeyboardInterrupt", "SignalException", "SIGTERM", "SIGINT")
+
+# What is shown of a flood: of exceptions and of other events each, and of one traceback its last lines.
+MAX_TOLD = 100
+MAX_TRACEBACK = 40
 
 
 @dataclass(frozen=True)
@@ -55,10 +60,14 @@ class Mfu:
     Args:
         declared_peak: Over the declared dense bf16 peak; None where none was declared.
         measured_ceiling: Over the GEMM ceiling that preflight measured; None where it did not.
+        declared_peak_causal: Over the declared peak, with the causal half of the attention matrix.
+        measured_ceiling_causal: Over the ceiling, likewise.
     """
 
     declared_peak: float | None
     measured_ceiling: float | None
+    declared_peak_causal: float | None = None
+    measured_ceiling_causal: float | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,7 @@ class RunAnalysis:
             "num_layers": model.num_layers if model else None,
             "hidden_size": model.hidden_size if model else None,
             "checkpoint_factor": facts.checkpoint_factor,
+            "published_layout": asdict(facts.published_layout) if facts.published_layout else None,
             "sources": dict(facts.sources),
             "tgs": _speed_json(self.speed),
             "tflops": asdict(self.tflops) if self.tflops else None,
@@ -125,22 +135,44 @@ class RunAnalysis:
             "loss": asdict(self.loss) if self.loss else None,
             "exceptions": self._exceptions_json(),
             "findings": [{**asdict(finding), "result": finding.result.value} for finding in self.findings],
-            "lines": asdict(self.segments[-1].counts),
-            "code_lines": dict(self.segments[-1].head.code_lines),
+            "event_counts": dict(Counter(event.kind for event in self._events())),
+            "events": [_event_json(event) for event in self._events() if event.kind not in (EXCEPTION, KILLED)][
+                :MAX_TOLD
+            ],
+            "lines": [{"file": name, **asdict(counts)} for name, counts in self._counts()],
+            "code_lines": {k: v for segment in self.segments for k, v in segment.head.code_lines.items()},
         }
         result: dict[str, Any] = plain(shown)
         return result
 
+    def _events(self) -> list[Event]:
+        """What the segments' own logs tell, and the exceptions of the other ranks'."""
+        told = [e for segment in self.segments for e in segment.events if e.kind not in (EXCEPTION, KILLED)]
+        return [*told, *self.exceptions]
+
+    def _counts(self) -> list[tuple[str, LineCounts]]:
+        """Each file once, in order, however many segments stand in it."""
+        return list(dict.fromkeys((segment.name, segment.counts) for segment in self.segments))
+
     def _exceptions_json(self) -> list[dict[str, Any]]:
-        names, clock = ("type", "message", "host", "rank"), Clock(self.segments)
+        names, clock = ("type", "message", "host", "rank", "line"), Clock(self.segments)
+        # Of a flood, what train.py caught comes first: it has ended the training.
+        told = self.exceptions
+        if len(told) > MAX_TOLD:
+            told = tuple(sorted(told, key=lambda event: not event.raised_by_train)[:MAX_TOLD])
         return [
             {
                 **{name: getattr(event, name) for name in names},
                 "after_step": clock.after_step(event),
-                "line": event.line,
+                "traceback": list(event.traceback[-MAX_TRACEBACK:]),
             }
-            for event in self.exceptions
+            for event in told
         ]
+
+
+def _event_json(event: Event) -> dict[str, Any]:
+    time = event.time.isoformat(timespec="milliseconds") if event.time else None
+    return {"kind": event.kind, "line": event.line, "time": time, "value": event.value, "message": event.message}
 
 
 def analyze(
@@ -166,6 +198,38 @@ def analyze(
         One analysis for each run in it, resumed segments put together; none where nothing in it is InternEvo's.
     """
     return analyze_logs(parse_log(stream, name), plan=plan, workload=workload, limits=limits, others=others)
+
+
+def pool_runs(runs: Sequence[RunAnalysis], workload: Workload | None, limits: Limits) -> list[throughput_checks.Pooled]:
+    """Take runs together that repeat one another.
+
+    Args:
+        runs: The runs.
+        workload: The workload that they claim to be; without one nothing is taken together.
+        limits: What their figures are held against.
+
+    Returns:
+        One for each layout of which there are two complete runs or more.
+    """
+    if workload is None or workload.kind != "perf":
+        return []
+    groups: dict[tuple[Any, ...], dict[int, tuple[Throughput, Tflops]]] = {}
+    for place, run in enumerate(runs):
+        if run.complete and run.speed is not None and run.tflops is not None:
+            facts = run.facts
+            layout = (facts.model, facts.cards, facts.data_parallel, facts.tensor, facts.pipeline, facts.micro_bsz)
+            groups.setdefault((*layout, facts.tokens_per_step), {})[place] = run.speed, run.tflops
+    chosen = _floors(workload.name, limits)
+    return [
+        throughput_checks.pool(group, chosen, workload.name, limits.device)
+        for group in groups.values()
+        if len(group) > 1
+    ]
+
+
+def _floors(workload: str | None, limits: Limits) -> dict[str, Floor | None]:
+    floors = load_floors() if limits.floors is None else limits.floors
+    return {m: find_floor(floors, workload, m, limits.device) if workload else None for m in ("tgs", "tflops")}
 
 
 def analyze_logs(
@@ -243,9 +307,12 @@ def _analyze(
 
 
 def _mfu(flops: Tflops | None, limits: Limits) -> Mfu:
-    needed = flops.model if flops else None
+    def share(needed: float | None, limit: float | None) -> float | None:
+        return needed / limit if needed and limit else None
+
+    full, causal = (flops.model, flops.model_causal) if flops else (None, None)
     peak, ceiling = limits.peak_tflops, limits.ceiling_tflops
-    return Mfu(needed / peak if needed and peak else None, needed / ceiling if needed and ceiling else None)
+    return Mfu(share(full, peak), share(full, ceiling), share(causal, peak), share(causal, ceiling))
 
 
 def _judge_figures(
@@ -256,10 +323,8 @@ def _judge_figures(
         if flops.model_causal is not None:
             findings.append(timing.utilisation(flops.model_causal, limits.peak_tflops, limits.ceiling_tflops))
         if workload is None or workload.kind == "perf":
-            floors = load_floors() if limits.floors is None else limits.floors
             name = workload.name if workload else None
-            chosen = {m: find_floor(floors, name, m, limits.device) if name else None for m in ("tgs", "tflops")}
-            findings += throughput_checks.check_floors(speed, flops, chosen, name, limits.device)
+            findings += throughput_checks.check_floors(speed, flops, _floors(name, limits), name, limits.device)
         if limits.declared_tgs is not None:
             findings.append(throughput_checks.declared_floor(speed, limits.declared_tgs))
     if loss is not None:

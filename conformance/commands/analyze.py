@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +13,7 @@ from conformance.errors import EvidenceError
 
 if TYPE_CHECKING:
     from conformance.analysis import RunAnalysis
+    from conformance.checks.finding import Finding
     from conformance.internevo.log import Event, RunLog
 
 
@@ -24,11 +27,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Read training logs of InternEvo: one file with one or several runs, the files of a run's ranks, or those of a "
         "resumed run. Exit code 0: nothing failed; 1: a check failed; 2: a log could not be read."
     )
-    parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="a log file")
+    parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="a log file; - is standard input")
     parser.add_argument("--workload", metavar="W", help="hold the runs against this workload")
     parser.add_argument("--device", metavar="MODEL", help="model name of the device, which selects the floors")
     parser.add_argument("--tgs-floor", type=_positive, metavar="TGS", help="a floor of your own; it certifies nothing")
     parser.add_argument("--peak-tflops", type=_positive, metavar="TFLOPS", help="the device's dense bf16 peak, for MFU")
+    parser.add_argument(
+        "--ceiling-tflops", type=_positive, metavar="TFLOPS", help="the GEMM ceiling that preflight measured, for MFU"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures and findings as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write them as one self-contained page as well")
 
@@ -46,29 +52,46 @@ def run(args: argparse.Namespace) -> int:
         ConformanceError: A log cannot be read or is none of InternEvo's, or the workload is unknown.
     """
     import json
+    from dataclasses import asdict
 
-    from conformance.analysis import Limits, analyze_logs
+    from conformance.analysis import Limits, analyze_logs, plain, pool_runs
     from conformance.checks.finding import Result
     from conformance.spec import load_workload
 
     workload = load_workload(args.workload) if args.workload is not None else None
     logs, others = _read(args.logs)
-    limits = Limits(device=args.device, declared_tgs=args.tgs_floor, peak_tflops=args.peak_tflops)
+    limits = Limits(
+        device=args.device,
+        declared_tgs=args.tgs_floor,
+        peak_tflops=args.peak_tflops,
+        ceiling_tflops=args.ceiling_tflops,
+    )
     runs = analyze_logs(logs, workload=workload, limits=limits, others=others)
+    pooled = pool_runs(runs, workload, limits)
     if args.html is not None:
         _write(args.html, runs)
     if args.json:
-        print(json.dumps({"runs": [analysis.to_json() for analysis in runs]}, indent=2, allow_nan=False))
+        together = [plain(asdict(group)) for group in pooled]
+        shown = {"runs": [analysis.to_json() for analysis in runs], "pooled": together}
+        print(json.dumps(shown, indent=2, allow_nan=False))
     else:
         for analysis in runs:
             print("\n".join(_lines(analysis)), end="\n\n")
-    return int(any(finding.result is Result.FAIL for analysis in runs for finding in analysis.findings))
+        for group in pooled:
+            print(f"runs {', '.join(str(place + 1) for place in group.runs)} together")
+            print(f"  TGS      mean of their medians {group.mean:.6g}, 95% {group.ci95[0]:.6g} to {group.ci95[1]:.6g}")
+            print("".join(f"  {f.result.value:<5} {f.check:<18} {f.message}\n" for f in group.findings))
+    findings = [f for run in runs for f in run.findings] + [f for group in pooled for f in group.findings]
+    return int(any(finding.result is Result.FAIL for finding in findings))
 
 
 def _positive(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
     return value
 
 
@@ -79,8 +102,8 @@ def _read(paths: Sequence[Path]) -> tuple[list[RunLog], list[Event]]:
     found: list[RunLog] = []
     for path in paths:
         try:
-            with path.open("rb") as stream:
-                runs = parse_log(stream, str(path))
+            with contextlib.nullcontext(sys.stdin.buffer) if str(path) == "-" else path.open("rb") as stream:
+                runs = parse_log(stream, "standard input" if str(path) == "-" else str(path))
         except OSError as error:
             raise EvidenceError(f"{path} cannot be read: {error.strerror}.", "Name a training log.") from error
         if not runs:
@@ -106,37 +129,29 @@ def _begin(run: RunLog) -> float:
 
 def _lines(analysis: RunAnalysis) -> list[str]:
     """One run as text, in which nothing that the log says can move a cursor."""
+    from conformance.report.told import rows
     from conformance.report.visible import visible
 
     shown = analysis.to_json()
     name = ", ".join(dict.fromkeys(segment.name for segment in analysis.segments))
     lines = [f"{name}: {shown['outcome']}, {shown['steps_logged']} steps logged"]
-    shape = f"{shown['num_layers']} layers, hidden size {shown['hidden_size']}, sequence length {shown['seq_len']}"
-    lines.append(
-        f"  shape    {shape if shown['num_layers'] else 'the log cannot tell'}, f = {shown['checkpoint_factor']}"
+    lines += [f"  {label:<8} {text}" for label, text in rows(shown)]
+    lines += [f"  {f.result.value:<5} {f.check:<18} {f.message}" for f in analysis.findings]
+    return [visible(line) for line in (*lines, f"  verdict  {_verdict(analysis.findings)}")]
+
+
+def _verdict(findings: Sequence[Finding]) -> str:
+    """What may be said of a run of which there is only a log."""
+    from conformance.checks.finding import Result
+
+    failed = [finding.check for finding in findings if finding.result is Result.FAIL]
+    if failed:
+        return f"FAIL: {len(failed)} of {len(findings)} checks failed: {', '.join(failed)}."
+    passed, open_, skipped = (
+        sum(f.result is result for f in findings) for result in (Result.PASS, Result.ERROR, Result.SKIP)
     )
-    lines.append(
-        f"  layout   {shown['cards']} cards, data parallel {shown['data_parallel']}, "
-        f"global batch size {shown['global_batch_size']}"
-    )
-    if analysis.speed is not None and analysis.tflops is not None:
-        speed, flops = analysis.speed, analysis.tflops
-        interval = "no interval" if speed.ci95 is None else f"95% {speed.ci95[0]:.6g} to {speed.ci95[1]:.6g}"
-        lines.append(
-            f"  TGS      median {speed.median:.6g} ({interval}), last {speed.last:.6g}, drift {speed.drift:+.1%}"
-        )
-        lines.append(f"           {speed.steady.rule}")
-        counts = [("logged", flops.logged), ("recomputed", flops.recomputed), ("model", flops.model)]
-        counts.append(("model, causal", flops.model_causal))
-        lines.append("  TFLOPS   " + ", ".join(f"{label} {value:.1f}" for label, value in counts if value is not None))
-        if analysis.mfu.declared_peak is not None:
-            lines.append(f"  MFU      {analysis.mfu.declared_peak:.1%} of the declared peak")
-    if analysis.loss is not None:
-        loss = analysis.loss
-        lines.append(f"  loss     last {loss.last:.4f}, mean of the last {loss.window} steps {loss.window_mean:.4f}")
-    raised = [f"  raised   {e.type} on rank {e.rank}, {e.host}: {e.message[:200]}" for e in analysis.exceptions]
-    found = [f"  {f.result.value:<5} {f.check:<18} {f.message}" for f in analysis.findings]
-    return [visible(line) for line in (*lines, *raised, *found)]
+    told = f"nothing failed: {passed} checks passed, {open_} could not be made, {skipped} had nothing to check"
+    return f"{told}; a log alone certifies nothing."
 
 
 def _write(path: Path, runs: Sequence[RunAnalysis]) -> None:

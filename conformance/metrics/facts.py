@@ -25,6 +25,23 @@ MAX_MODEL_PARALLEL = 64
 
 
 @dataclass(frozen=True)
+class PublishedLayout:
+    """What the published configuration would make of lines that cannot have come from it.
+
+    Args:
+        micro_bsz: Sequences in a micro batch, as published.
+        data_parallel: Data-parallel size at which the lines' batch is reached with it.
+        cards: Devices in all.
+        contradicted_by: What in the lines contradicts it, in words.
+    """
+
+    micro_bsz: int
+    data_parallel: int
+    cards: int
+    contradicted_by: str
+
+
+@dataclass(frozen=True)
 class Facts:
     """What a run was; None where nothing tells.
 
@@ -40,6 +57,7 @@ class Facts:
         tokens_per_step: Tokens in a step over all devices.
         total_steps: Steps that the run was to have.
         optimizer: Optimisation settings.
+        published_layout: Another reading of lines without a head, where they contradict the published configuration.
         sources: Where each of these comes from, in words, by name.
     """
 
@@ -54,6 +72,7 @@ class Facts:
     tokens_per_step: int | None = None
     total_steps: int | None = None
     optimizer: Optimizer | None = None
+    published_layout: PublishedLayout | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -259,10 +278,25 @@ def _add_cards(found: _Gathered, steps: pd.DataFrame, workload: Workload | None,
         sequences = found["tokens_per_step"] / found["model"].seq_len / found["micro_num"]
         taken += f"; the published micro_bsz {published} would mean data-parallel size {sequences / published:g}, but "
         taken += f"their samples do not fill micro batches of {published * found['model'].seq_len} tokens"
+        if sequences % published == 0:
+            reading = _published(steps, found, published, int(sequences) // published)
+            found.add("the published configuration", published_layout=reading)
     for position, name in enumerate(("micro_bsz", "data_parallel", "cards")):
         values = {layout[position] for layout in layouts}
         if len(values) == 1:
             found.add(taken, **{name: values.pop()})
+
+
+def _published(steps: pd.DataFrame, found: _Gathered, micro_bsz: int, data_parallel: int) -> PublishedLayout:
+    """The published configuration's reading of lines that are too short of samples for it, and why they are."""
+    line, pack, packs = steps.iloc[0], micro_bsz * found["model"].seq_len, found["micro_num"]
+    why = f"a step would take {found['tokens_per_step'] / data_parallel / line['tgs']:.2f} s"
+    if "fwd_bwd_time" in steps:
+        why += f" beside a fwd_bwd_time of {line['fwd_bwd_time']:.2f} s"
+    if "num_samples_in_batch" in steps:
+        why += f", and {line['num_samples_in_batch']:g} samples of at most {line['largest_length']:g} tokens, no fewer "
+        why += f"than {line['smallest_batch']:g} of them in each, cannot fill {packs} micro batches of {pack} tokens"
+    return PublishedLayout(micro_bsz, data_parallel, data_parallel, why)
 
 
 def _cards_by_time(steps: pd.DataFrame, tokens: int) -> tuple[float, float]:

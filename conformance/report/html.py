@@ -15,6 +15,7 @@ from conformance.evidence import device_name
 from conformance.report import pictures
 from conformance.report.chart import line_chart
 from conformance.report.pictures import MAX_LINES, Json, Picture, Steps
+from conformance.report.told import rows
 from conformance.report.translated import check_text, question_text, shown, t, untranslated
 from conformance.report.wording import number, words
 from conformance.spec import load_checks
@@ -58,7 +59,7 @@ def render_analysis(runs: Sequence[RunAnalysis]) -> str:
         steps = [dict(zip(columns, row, strict=True)) for row in run.steps[list(columns)].itertuples(index=False)]
         view = _judged(f"run{place}-", shown["findings"], shown, steps)
         name = ", ".join(dict.fromkeys(segment.name for segment in run.segments))
-        views.append({**view, "name": name})
+        views.append({**view, "name": name, "rows": rows(shown)})
     return _environment().get_template("analysis.html").render(views=views)
 
 
