@@ -61,6 +61,8 @@ def _figures(metrics: Mapping[str, Any], target: float | None) -> Table:
     table.add_column(style="dim")
     interval = tgs.get("ci95") or [None, None]
     spread = f"95% of the median: {number(interval[0])} to {number(interval[1])}"
+    if interval[0] is None:
+        spread = "too few steps for an interval"
     table.add_row(
         number(tgs["median"]),
         "TGS",
