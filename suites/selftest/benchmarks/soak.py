@@ -370,7 +370,9 @@ def resume(folder: Path, args: argparse.Namespace) -> list[str]:
     alone.finish(alone.start())
     told = ", ".join(f"{peak:.0f}" for peak in training.peaks)
     print(f"  peak memory of each attempt's largest process, MiB: {told}; left alone: {alone.peaks[0]:.0f}")
-    return lasting + one_whole_run(training, steps) + compared(training, alone, steps) + grown(training.peaks)
+    # Of the two that ended by themselves: what was killed had not collected its ranks, whose memory counts here too.
+    memory = grown([alone.peaks[0], training.peaks[-1]])
+    return lasting + one_whole_run(training, steps) + compared(training, alone, steps) + memory
 
 
 def one_whole_run(training: Training, steps: int) -> list[str]:
