@@ -117,6 +117,7 @@ def lab() -> list[Step]:
         Step("lab", typed("README.md", "conformance sign policy.json"), here),
         Step("lab", typed("README.md", "touch spent.jsonl"), here),
         Step("lab", typed("README.md", "conformance challenge new"), here),
+        Step("suite", "mkdir ../practice && mv reports/2* ../practice"),
         Step("suite", OPEN_FILES + typed("README.md", "pytest suites/preflight --nodes 4") + CHALLENGE, there),
         Step("suite", typed("README.md", "pytest suites/perf -m 7b") + CHALLENGE, there),
         Step("suite", "conformance bundle reports/2*/ --vendor ACME > system.toml || test $? = 2", there),
