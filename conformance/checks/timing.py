@@ -21,7 +21,7 @@ CLOCK_SHARE = 1e-4
 # Between two steps InternEvo logs, checks for overflow and looks after its allocator: 3 to 6 ms on an H200's host,
 # up to 25 ms on a busy CPU.
 GAP_SECONDS = 0.03
-GAP_SHARE = 0.02
+GAP_SHARE = 0.005
 TIMESTAMP = 2e-3  # s; timestamps are cut to 1 ms at both ends of a gap
 FEW_GAPS = 3  # too few for a median
 CEILING_SLACK = 1.05  # the attention of packed samples needs less than that of whole sequences
