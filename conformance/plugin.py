@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -31,6 +32,9 @@ MARKS = {
     "slice": "the 7B shape with fewer layers, for one device",
     "slow": "takes more than a few seconds",
 }
+
+# What 512 ranks on a node would need, twice over; a limit without bounds slows programs that close every file.
+OPEN_FILES = 65536
 
 
 @dataclass
@@ -112,8 +116,17 @@ def pytest_configure(config: pytest.Config) -> None:
         config: pytest's configuration.
     """
     config.stash[STATE] = SuiteState()
+    _allow_open_files()
     for name, meaning in MARKS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
+
+
+def _allow_open_files() -> None:
+    """Raise the soft limit, often 1024, as far as the hard one lets it: ranks and loaders inherit it, and need more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def workloads(kind: str) -> list[Any]:
