@@ -10,7 +10,6 @@ from conformance.bundle.policy import Bench
 from conformance.bundle.verify import verify
 from conformance.checks.finding import Verdict
 from conformance.report import keys
-from conformance.report.build import suite_digest
 
 EXAMPLE = Path(__file__).parents[2] / "reports" / "example"
 BUNDLE = EXAMPLE / "h200-slice.tar"
@@ -26,13 +25,9 @@ def bench():
 def test_it_holds(bench):
     verification = verify(BUNDLE, bench)
     answers = {answer.id: answer.answer for answer in verification.answers}
-    # A later suite may find more or less in it, which refutes nothing.
-    made_here = (run.predicate["suite"]["tree_digest"] == suite_digest() for run in verification.runs)
-    if not all(made_here) and answers["recomputed"] == "open":
-        answers["recomputed"] = "yes"
-    else:
-        assert verification.verdict is Verdict.REHEARSAL
+    # Where this suite finds something else in it than the one that signed it: python reports/example/rebuild.py
     assert set(answers.values()) == {"yes"}, verification.answers
+    assert verification.verdict is Verdict.REHEARSAL
     assert [run.predicate["kind"] for run in verification.runs] == ["preflight", "perf", "perf"]
     assert {device["model"] for run in verification.runs for device in run.predicate["devices"]} == {"NVIDIA H200"}
 
