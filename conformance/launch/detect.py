@@ -326,6 +326,8 @@ class Detector:
     @property
     def stall_seconds(self) -> float:
         """Time without a step, in seconds, that counts as a stall now."""
+        if self.last_step is None:
+            return self.limits.start_seconds
         if not self._intervals:
             return max(self.limits.start_seconds, self.limits.stall_floor_seconds)
         return max(self.limits.stall_floor_seconds, self.limits.stall_factor * statistics.median(self._intervals))

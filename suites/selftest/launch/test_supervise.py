@@ -135,7 +135,8 @@ def test_a_hung_rank_is_ended_within_the_limit_with_its_stack(run, watch, left_o
 def test_a_stopped_rank_is_named(run, watch, left_over):
     def stop():
         log = run / "logs/node0/rank0.log"
-        while not log.exists() or "step=2 " not in log.read_text():
+        # Several looks of the supervisor later, or no step time is known yet and the start's limit holds.
+        while not log.exists() or "step=30 " not in log.read_text():
             time.sleep(0.05)
         os.kill(int((run / "work/rank.pid").read_text()), signal.SIGSTOP)
 
