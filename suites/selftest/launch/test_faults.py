@@ -219,7 +219,7 @@ def test_a_node_is_preempted(tmp_path, table, left_over):
     run, theirs, port = make_run(tmp_path / "a" / "run"), tmp_path / "b" / "run", free_port()
     host = start_node("", "host", "127.0.0.1", port, run, STEPS, 60)
     member = start_node("", "member", "127.0.0.1", port, theirs, STEPS)
-    wait_for_step(run, 3)
+    wait_for_step(run, 15)  # node 1 hears of steps once a second
     harmed = time.monotonic()
     member.send_signal(signal.SIGTERM)
     out, err = host.communicate(timeout=120)
