@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, BinaryIO
 
 import pandas as pd
@@ -43,14 +43,14 @@ class Limits:
         device: Model name of the device.
         declared_tgs: A floor that the vendor set itself, in tokens per device and second; it certifies nothing.
         peak_tflops: Declared peak of one device, dense bf16.
-        ceiling_tflops: GEMM ceiling of one device as preflight measured it.
+        ceilings: GEMM ceilings of one device, in TFLOPS, by where they come from; MFU is quoted against the first.
     """
 
     floors: Sequence[Floor] | None = None
     device: str | None = None
     declared_tgs: float | None = None
     peak_tflops: float | None = None
-    ceiling_tflops: float | None = None
+    ceilings: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,17 @@ class Mfu:
 
     Args:
         declared_peak: Over the declared dense bf16 peak; None where none was declared.
-        measured_ceiling: Over the GEMM ceiling that preflight measured; None where it did not.
+        measured_ceiling: Over the GEMM ceiling; None where none is known.
         declared_peak_causal: Over the declared peak, with the causal half of the attention matrix.
         measured_ceiling_causal: Over the ceiling, likewise.
+        ceiling: Where the ceiling comes from.
     """
 
     declared_peak: float | None
     measured_ceiling: float | None
     declared_peak_causal: float | None = None
     measured_ceiling_causal: float | None = None
+    ceiling: str | None = None
 
 
 @dataclass(frozen=True)
@@ -311,8 +313,8 @@ def _mfu(flops: Tflops | None, limits: Limits) -> Mfu:
         return needed / limit if needed and limit else None
 
     full, causal = (flops.model, flops.model_causal) if flops else (None, None)
-    peak, ceiling = limits.peak_tflops, limits.ceiling_tflops
-    return Mfu(share(full, peak), share(full, ceiling), share(causal, peak), share(causal, ceiling))
+    peak, (source, ceiling) = limits.peak_tflops, next(iter(limits.ceilings.items()), (None, None))
+    return Mfu(share(full, peak), share(full, ceiling), share(causal, peak), share(causal, ceiling), source)
 
 
 def _judge_figures(
@@ -321,7 +323,7 @@ def _judge_figures(
     findings = []
     if speed is not None and flops is not None:
         if flops.model_causal is not None:
-            findings.append(timing.utilisation(flops.model_causal, limits.peak_tflops, limits.ceiling_tflops))
+            findings.append(timing.utilisation(flops.model_causal, limits.peak_tflops, limits.ceilings))
         if workload is None or workload.kind == "perf":
             name = workload.name if workload else None
             findings += throughput_checks.check_floors(speed, flops, _floors(name, limits), name, limits.device)

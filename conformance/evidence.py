@@ -11,6 +11,7 @@ environment/rankR.json   host, device, packages, kernels and patches of rank R
 environment/data.json    fingerprint of the data set that it trained on
 environment/redactions.json  what was replaced in the evidence before it was hashed, by rule and file
 environment/preflight*.json  what a preflight measured, instead of a request, logs and ranks
+environment/ceiling/     of the newest preflight of the run's devices, its name and what its GEMM ceiling follows from
 environment/signer.pub   the public key whose private half signed the report
 journal.jsonl            every attempt of this reports folder so far
 work/                    where InternEvo ran; not evidence
@@ -42,6 +43,8 @@ FAULTS = "environment/faults.json"
 DATA = "environment/data.json"
 PREFLIGHT = "environment/preflight.json"
 REDACTIONS = "environment/redactions.json"
+CEILING = "environment/ceiling/"
+CEILING_OF = f"{CEILING}run.json"
 CHALLENGE = "challenge.dsse.json"
 JOURNAL = "journal.jsonl"
 SIGNER = "environment/signer.pub"
@@ -145,6 +148,39 @@ class Segment:
             EvidenceError: There is no such file or it cannot be read.
         """
         return self.files.open(_LIVE.sub(rf"\1/segment{self.number}/", name, count=1))
+
+
+@dataclass(frozen=True)
+class KeptPreflight:
+    """What a training run keeps of the preflight of its devices.
+
+    Args:
+        files: Evidence of the training run.
+    """
+
+    files: Evidence
+
+    def names(self) -> tuple[str, ...]:
+        """What is kept.
+
+        Returns:
+            Names as they were in the preflight's own run directory, sorted.
+        """
+        return tuple(name.replace("/ceiling/", "/", 1) for name in self.files.names() if name.startswith(CEILING))
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a kept file.
+
+        Args:
+            name: One of :meth:`names`.
+
+        Returns:
+            The open file.
+
+        Raises:
+            EvidenceError: There is no such file or it cannot be read.
+        """
+        return self.files.open(name.replace("/", "/ceiling/", 1))
 
 
 def segments(files: Evidence) -> tuple[Segment, ...]:
@@ -346,6 +382,21 @@ def request_from_json(value: Mapping[str, Any]) -> Request:
         if type(setting) not in (int, bool):
             raise EvidenceError(f"{REQUEST}: override {key} is {setting!r}; expected a whole number or true or false.")
     return Request(**value)
+
+
+def device_identity(device: Mapping[str, Any]) -> str:
+    """What a device is known by: its UUID or serial number; where it tells neither, its host and place there.
+
+    Args:
+        device: What it tells of itself, with its host.
+
+    Returns:
+        Its identity, for people too.
+    """
+    for field in ("uuid", "serial"):
+        if device.get(field):
+            return f"{field} {str(device[field])[:100]}"
+    return f"device {device.get('index', '?')} of {str(device.get('host', '?'))[:100]}"
 
 
 def device_name(vendor: str, model: str) -> str:

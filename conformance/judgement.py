@@ -20,11 +20,11 @@ from conformance.checks import preflight as preflight_checks
 from conformance.checks import run as run_checks
 from conformance.checks import supervision
 from conformance.checks.finding import Finding, Result, Verdict, verdict
-from conformance.errors import EvidenceError
-from conformance.evidence import Evidence, Request, request_from_json
+from conformance.errors import ConformanceError, EvidenceError
+from conformance.evidence import Evidence, KeptPreflight, Request, device_identity, request_from_json
 from conformance.internevo.log import RunLog, parse_log
 from conformance.metrics.curve import Comparison, Matrix, compare
-from conformance.metrics.preflight import figures
+from conformance.metrics.preflight import by_device, ceiling, devices, figures
 from conformance.plan import Plan, Topology, make_plan
 from conformance.spec import load_checks, load_workload
 from conformance.spec.curves import Curve, load_curves
@@ -105,8 +105,7 @@ def judge(files: Evidence) -> Judgement:
     losses: list[float] = []
     series = ""
     try:
-        device = _model(last.ranks)
-        limits = Limits(device=device, ceiling_tflops=known_ceiling(device))
+        limits = Limits(device=_model(last.ranks), ceilings=_ceilings(files, last.ranks))
         name, analysed = analyse_attempts(attempts, plan, limits)
     except EvidenceError as error:
         findings.append(run_checks.no_steps(error))
@@ -136,6 +135,39 @@ def judge(files: Evidence) -> Judgement:
     decisive = [found for found in findings if checks[found.check].severity != "advisory"]
     claim = verdict(decisive, required, plan.workload.official)
     return Judgement(plan, tuple(findings), metrics, claim, steps, losses, series)
+
+
+def _ceilings(files: Evidence, ranks: Mapping[int, Mapping[str, Any]]) -> dict[str, float]:
+    """What one device of a run can do: by the preflight that it kept, and by what its model is known to do."""
+    of = (_optional(files, evidence.CEILING_OF) or {}).get("run")
+    system = [{"host": rank["host"], **rank["device"]} for rank in ranks.values()]
+    measured = newest_ceiling({str(of): KeptPreflight(files)}, system) if of else None
+    known = known_ceiling(_model(ranks))
+    told = {} if measured is None else {measured[0]: measured[1]}
+    source = "expected.toml" if measured else "expected.toml, for want of a preflight of these devices"
+    return told if known is None else {**told, source: known}
+
+
+def newest_ceiling(preflights: Mapping[str, Evidence], system: Iterable[Mapping[str, Any]]) -> tuple[str, float] | None:
+    """The GEMM ceiling that the newest preflight of a system measured; a rehearsal's small products show none.
+
+    Args:
+        preflights: Their evidence by name; what cannot be read of it counts as not measured.
+        system: The devices that are meant, each of which the preflight must have measured.
+
+    Returns:
+        Name and TFLOPS; None where no such preflight measured it.
+    """
+    wanted = {device_identity(device) for device in system}
+    found = []
+    for name, files in preflights.items():
+        with contextlib.suppress(ConformanceError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            setup, tasks = evidence.read_json(files, evidence.PREFLIGHT), read_tasks(files)
+            top = ceiling(by_device(tasks))
+            known = {device_identity(device) for device in devices(tasks, setup["device"])}
+            if top is not None and setup["rehearsal"] is False and set() < wanted <= known:
+                found.append((str(setup["started"]), name, top))
+    return max(found)[1:] if found else None
 
 
 def _without_a_log(files: Evidence, plan: Plan, config: str, attempts: Sequence[Attempt]) -> list[Finding]:

@@ -26,7 +26,7 @@ from conformance.internevo.config import CHECKPOINT_FOLDER, DATA_FOLDER, render_
 from conformance.internevo.patchfile import PatchFile, apply_patch_files
 from conformance.internevo.source import Source, find_source, require_pinned
 from conformance.internevo.worker import SETTINGS, Settings
-from conformance.judgement import Judgement, judge, plan_of
+from conformance.judgement import Judgement, judge, newest_ceiling, plan_of
 from conformance.launch import telemetry, torchrun
 from conformance.launch.advice import memory_advice
 from conformance.launch.detect import Detector, Limits, limits_for
@@ -373,11 +373,27 @@ def _record_end(record: Mapping[str, Any], plan: Plan, ending: Ending | None, at
             seen = {"limits": asdict(_limits(plan)), "faults": faults, "notices": notices}
             evidence.write_json(run, evidence.FAULTS, seen)
         redact_run(run)
+        _keep_ceiling(attempts.parent, run)
     except OSError as error:
         raise _unwritable(run, ending, error) from error
     finally:
         digest = evidence.attempt_digest(RunDirectory(run))
         journal.append(attempts, "ended", run.name, outcome=record["outcome"], evidence=digest)
+
+
+def _keep_ceiling(reports: Path, run: Path) -> None:
+    """Keep of the newest preflight of this run's devices what its GEMM ceiling follows from, as evidence of the run."""
+    files = RunDirectory(run)
+    ranks = [evidence.read_json(files, name) for name in files.names() if name.startswith("environment/rank")]
+    signed = [path.parent for path in reports.glob(f"*/{evidence.REPORT}")]
+    preflights = {path.name: RunDirectory(path) for path in signed if (path / evidence.PREFLIGHT).is_file()}
+    found = newest_ceiling(preflights, [{"host": rank["host"], **rank["device"]} for rank in ranks])
+    if found is not None:
+        (run / evidence.CEILING).mkdir()
+        for task in ("", "-host", "-device"):
+            name = evidence.PREFLIGHT.replace(".json", f"{task}.json")
+            shutil.copyfile(reports / found[0] / name, run / name.replace("/", "/ceiling/", 1))
+        evidence.write_json(run, evidence.CEILING_OF, {"run": found[0]})
 
 
 def _unwritable(run: Path, ending: Ending | None, error: OSError) -> EvidenceError:

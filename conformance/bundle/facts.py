@@ -51,6 +51,7 @@ class RunFacts:
         data_name: Name of the data set that the workload has to train on; empty where the evidence tells no workload.
         steps: step, tgs and loss of every logged step, for drawing.
         series: Digest of the logged losses and gradient norms; empty where no step was logged.
+        ceiling: The bundle's newest preflight of its devices, and the TFLOPS that it measured; None without one.
     """
 
     name: str
@@ -69,6 +70,7 @@ class RunFacts:
     data_name: str
     steps: Sequence[Mapping[str, float]] = ()
     series: str = ""
+    ceiling: tuple[str, float] | None = None
 
     @property
     def kind(self) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from conformance import strictjson
 from conformance.bundle import system
 from conformance.errors import EvidenceError, SignatureError
-from conformance.evidence import CHALLENGE, REPORT, SIGNER
+from conformance.evidence import CHALLENGE, REPORT, SIGNER, device_identity
 from conformance.report import statement
 from conformance.report.statement import SUBMISSION, Statement
 from conformance.strictjson import quoted
@@ -144,7 +144,7 @@ def compare_devices(devices: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[
     Returns:
         ``same``, and ``differences``, a sentence for each.
     """
-    known = {name: {_identity(device): device for device in found} for name, found in sorted(devices.items())}
+    known = {name: {device_identity(device): device for device in found} for name, found in sorted(devices.items())}
     # Of two runs with as many devices the first by name, so that the answer does not depend on their order.
     whole = max(known, key=lambda name: len(known[name]))
     differences = []
@@ -169,13 +169,6 @@ def _changed(
         for field in ("vendor", "model", "host", "driver", "firmware", "memory")
         if found[device].get(field) != reference[device].get(field)
     ]
-
-
-def _identity(device: Mapping[str, Any]) -> str:
-    for field in ("uuid", "serial"):
-        if device.get(field):
-            return f"{field} {str(device[field])[:100]}"
-    return f"device {device.get('index', '?')} of {str(device.get('host', '?'))[:100]}"
 
 
 def contradictions(submitted: Statement, reports: Mapping[str, Statement]) -> list[str]:

@@ -18,6 +18,7 @@ from conformance.bundle.facts import Answer, BundleFacts, Reply, RunFacts, at, c
 from conformance.bundle.policy import Bench, Key, Policy
 from conformance.checks.finding import Finding, Result, Verdict, verdict
 from conformance.checks.throughput import floor_reached
+from conformance.checks.timing import utilisation
 from conformance.errors import ConformanceError, PolicyError
 from conformance.report import dsse, statement
 from conformance.report.build import suite_digest
@@ -182,10 +183,11 @@ def _required(kind: str) -> list[str]:
 def _rule(run: RunFacts, vendor: str, bench: Bench) -> tuple[tuple[Finding, ...], list[str]]:
     """A run's findings with the policy's floors, patch rulings and waivers; and what was waived."""
     policy, waived = bench.policy, []
+    measured = tuple(_by_ceiling(finding, run) for finding in run.findings)
     if policy is None:
-        return run.findings, []
+        return measured, []
     found = []
-    for finding in run.findings:
+    for finding in measured:
         finding = _by_pin(_by_patch_ruling(_by_floor(finding, run, policy), run, policy), run, policy)
         waiver = next(
             (
@@ -221,6 +223,14 @@ def _by_floor(finding: Finding, run: RunFacts, policy: Policy) -> Finding:
     low, high = speed["ci95"] or (None, None)
     half = None if low is None else max(speed["median"] - low, high - speed["median"]) * value / speed["median"]
     return floor_reached(finding.check, value, half, floor)
+
+
+def _by_ceiling(finding: Finding, run: RunFacts) -> Finding:
+    """Hold what the device did against the bundle's own preflight too, whatever preflight the run itself kept."""
+    needed = (run.rebuilt.get("metrics", {}).get("tflops") or {}).get("model_causal")
+    if finding.check != "log-utilisation" or finding.result is Result.FAIL or run.ceiling is None or needed is None:
+        return finding
+    return utilisation(needed, None, dict([run.ceiling]))
 
 
 def _by_patch_ruling(finding: Finding, run: RunFacts, policy: Policy) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -168,20 +169,20 @@ def _wrong_statistics(rows: pd.DataFrame) -> Bools:
     return bad
 
 
-def utilisation(needed_tflops: float, peak_tflops: float | None, ceiling_tflops: float | None) -> Finding:
+def utilisation(needed_tflops: float, peak_tflops: float | None, ceilings: Mapping[str, float]) -> Finding:
     """Check that the device can do what the log says: no more than its declared peak, nor than preflight measured.
 
     Args:
         needed_tflops: TFLOPS that the model needs with causal attention: what was done at the least.
         peak_tflops: Declared peak of one device, dense bf16.
-        ceiling_tflops: GEMM ceiling of one device as preflight measured it.
+        ceilings: GEMM ceilings of one device, in TFLOPS, by where they come from.
 
     Returns:
         The finding of check log-utilisation.
     """
     check = "log-utilisation"
-    limits = [(peak_tflops, 1.0, "the declared peak"), (ceiling_tflops, CEILING_SLACK, "the measured GEMM ceiling")]
-    known = [(limit, slack, name) for limit, slack, name in limits if limit]
+    known = [(peak_tflops, 1.0, "the declared peak")] if peak_tflops else []
+    known += [(tflops, CEILING_SLACK, f"the GEMM ceiling of {source}") for source, tflops in ceilings.items()]
     if not known:
         return skip(check, "Neither a declared peak nor a measured GEMM ceiling is known.")
     limit, slack, name = min(known, key=lambda known: known[0] * known[1])
@@ -189,7 +190,7 @@ def utilisation(needed_tflops: float, peak_tflops: float | None, ceiling_tflops:
     return Finding(
         check,
         Result.PASS if passed else Result.FAIL,
-        f"The model needed {needed_tflops:.1f} TFLOPS/device, {needed_tflops / limit:.1%} of {name} of {limit:.1f}.",
+        f"The model needed {needed_tflops:.4g} TFLOPS/device, {needed_tflops / limit:.1%} of {limit:.4g}, {name}.",
         needed_tflops,
         "TFLOPS/device",
         limit * slack,

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         declared_tgs=args.tgs_floor,
         peak_tflops=args.peak_tflops,
-        ceiling_tflops=args.ceiling_tflops,
+        ceilings={} if args.ceiling_tflops is None else {"--ceiling-tflops": args.ceiling_tflops},
     )
     runs = analyze_logs(logs, workload=workload, limits=limits, others=others)
     pooled = pool_runs(runs, workload, limits)

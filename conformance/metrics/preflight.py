@@ -55,6 +55,27 @@ def by_device(tasks: Tasks) -> list[dict[str, Any]]:
     return rows
 
 
+def devices(tasks: Tasks, plugin: str) -> list[dict[str, str]]:
+    """What every device told of itself.
+
+    Args:
+        tasks: What the processes of each task wrote, by task.
+        plugin: Name of the device plugin.
+
+    Returns:
+        One table for each device that tells at least its vendor and model, with the name of its host.
+    """
+    found = []
+    for process in tasks.get("host", ()):
+        host = next((str(record["host"]) for record in process["records"] if record["kind"] == "host"), "")
+        found += [
+            {"host": host, "plugin": plugin, **{name: str(value) for name, value in record.items() if name != "kind"}}
+            for record in process["records"]
+            if record["kind"] == "identity" and {"vendor", "model"} <= record.keys()
+        ]
+    return found
+
+
 def ceiling(rows: Sequence[Record]) -> float | None:
     """What MFU is quoted against: the bf16 product of 8192 x 8192 x 8192, every device at work, on the median device.
 

@@ -17,6 +17,7 @@ from conformance import __version__, evidence, journal
 from conformance.checks.finding import Finding
 from conformance.evidence import RunDirectory
 from conformance.judgement import Judgement, read_tasks
+from conformance.metrics.preflight import devices
 from conformance.report import challenge, dsse, html, keys, statement
 
 if TYPE_CHECKING:  # it moved to another module in Python 3.14
@@ -162,22 +163,14 @@ HOST_FACTS = ("host", "processor", "processors", "cores", "memory_bytes", "syste
 
 def _of_preflight(files: evidence.Evidence) -> dict[str, Any]:
     setup = evidence.read_json(files, evidence.PREFLIGHT)
-    processes = read_tasks(files).get("host", [])
-    records = [(process["rank"], record) for process in processes for record in process["records"]]
+    tasks = read_tasks(files)
+    records = [(process["rank"], record) for process in tasks.get("host", []) for record in process["records"]]
     hosts = {node: record for node, record in records if record["kind"] == "host"}
     software: Mapping[str, str] = next((host["software"] for host in hosts.values()), {})
     return {
         "kind": PREFLIGHT,
         "internevo": None,
-        "devices": [
-            {
-                "host": hosts[node]["host"] if node in hosts else "",
-                "plugin": setup["device"],
-                **{name: str(value) for name, value in record.items() if name != "kind"},
-            }
-            for node, record in records
-            if record["kind"] == "identity" and {"vendor", "model"} <= record.keys()
-        ],
+        "devices": devices(tasks, setup["device"]),
         "environment": {
             "started": setup["started"],
             "python": software.get("python", ""),

@@ -58,7 +58,8 @@ def _speed(tgs: Json, flops: Json, mfu: Json) -> Iterator[tuple[str, str]]:
     yield "TFLOPS", ", ".join(f"{text} {number(flops[key])}" for key, text in counts.items() if flops[key] is not None)
     for key, limit in (("declared_peak", "declared peak"), ("measured_ceiling", "GEMM ceiling")):
         if mfu[key] is not None:
-            yield "MFU", f"{mfu[key]:.1%} of the {limit}, {mfu[f'{key}_causal']:.1%} with causal attention"
+            source = f" ({mfu['ceiling']})" if key == "measured_ceiling" else ""
+            yield "MFU", f"{mfu[key]:.1%} of the {limit}{source}, {mfu[f'{key}_causal']:.1%} with causal attention"
 
 
 def _loss(loss: Json) -> Iterator[tuple[str, str]]:

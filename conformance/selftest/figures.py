@@ -25,7 +25,7 @@ class Figures:
     Args:
         log: The log's bytes.
         workload: The workload that it claims to be.
-        limits: Floors, peak and ceiling.
+        limits: Floors, peak and ceilings.
     """
 
     log: bytes
@@ -44,7 +44,7 @@ LOW = {"tgs": 100.0, "tflops": 0.001}
 
 def _perf(folder: Path) -> Figures:
     floors = [_floor(metric, value) for metric, value in LOW.items()]
-    limits = Limits(floors, "CPU", declared_tgs=100.0, peak_tflops=2.0, ceiling_tflops=1.0)
+    limits = Limits(floors, "CPU", declared_tgs=100.0, peak_tflops=2.0, ceilings={"a preflight": 1.0})
     return Figures((good_run(folder) / LOG).read_bytes(), load_workload("tiny-perf"), limits)
 
 
@@ -114,7 +114,7 @@ FAULTS = (
     _raise_floor("tflops"),
     _limit("tgs-floor-declared", "slower than its vendor declared", declared_tgs=1e6),
     _limit("log-utilisation", "more FLOPs than the declared peak", peak_tflops=0.001),
-    _limit("log-utilisation", "more FLOPs than preflight measured", ceiling_tflops=0.001),
+    _limit("log-utilisation", "more FLOPs than preflight measured", ceilings={"a preflight": 0.001}),
     _edit("log-steps", "a step is missing before the process was resumed", rb"^.* step=6 .*\n", b""),
     _edit("log-clock", "the resumed process's lines are a day older", b"^" + _DAY_AFTER, _DAY_BEFORE),
     _edit(

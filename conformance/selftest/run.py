@@ -80,6 +80,31 @@ def end_journal(run: Path) -> None:
     journal.append(run / evidence.JOURNAL, "ended", run.name, outcome="ended", evidence=digest)
 
 
+def keep_preflight(run: Path, tflops: float) -> Path:
+    """Let a run have kept a preflight of its devices.
+
+    Args:
+        run: The run directory.
+        tflops: What each device reached in a large matrix product.
+
+    Returns:
+        The run directory.
+    """
+    ranks = [json.loads(path.read_text()) for path in sorted((run / "environment").glob("rank*.json"))]
+    identities = [{**rank["device"], "kind": "identity"} for rank in ranks]
+    product = {"kind": "gemm", "name": "square", "setting": "together", "tflops": tflops}
+    host = [{"rank": 0, "records": [{"kind": "host", "host": ranks[0]["host"]}, *identities]}]
+    (run / evidence.CEILING).mkdir()
+    evidence.write_json(run, evidence.CEILING_OF, {"run": "a-preflight"})
+    setup = {"started": "2026-11-23T20:00:00+00:00", "device": "cpu", "rehearsal": False}
+    evidence.write_json(run, f"{evidence.CEILING}preflight.json", setup)
+    measured = [{"rank": rank["rank"], "records": [product]} for rank in ranks]
+    for task, processes in {"host": host, "device": measured}.items():
+        evidence.write_json(run, f"{evidence.CEILING}preflight-{task}.json", {"task": task, "processes": processes})
+    end_journal(run)
+    return run
+
+
 def telemetry(clocks_mhz: Mapping[int, int]) -> str:
     """Two minutes of samples of busy devices.
 
@@ -94,6 +119,7 @@ def telemetry(clocks_mhz: Mapping[int, int]) -> str:
 
 
 RUN = Bench("run", good_run, lambda run: judge(RunDirectory(run)).findings)
+MEASURED = Bench("run that kept a preflight", lambda folder: keep_preflight(good_run(folder), 1.0), RUN.judge)
 
 Change = Callable[[Path], object]
 
@@ -291,6 +317,11 @@ _ON_A_RUN = (
 )
 
 
+def _slow_products(told: dict[str, Any]) -> None:
+    for process in told["processes"]:
+        process["records"][0]["tflops"] = 0.001
+
+
 def _good_attempts(_: Path) -> dict[str, Any]:
     entries = [
         {"event": "started", "run": "a"},
@@ -307,6 +338,12 @@ def _judge_attempts(subject: Mapping[str, Any]) -> list[Finding]:
 ATTEMPTS = Bench("resumed run", _good_attempts, _judge_attempts)
 FAULTS = (
     *_ON_A_RUN,
+    Fault(
+        "log-utilisation",
+        "a speed beyond what its own preflight measured",
+        MEASURED,
+        edit_json(f"{evidence.CEILING}preflight-device.json", _slow_products),
+    ),
     Fault(
         "run-attempts", "an earlier attempt was edited", ATTEMPTS, lambda subject: subject.update(digests=["2" * 64])
     ),

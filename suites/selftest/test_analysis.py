@@ -140,9 +140,10 @@ def test_a_labs_floors_override_and_a_vendors_own_certifies_nothing():
 
 def test_utilisation_of_peak_and_ceiling():
     data = Run(data_parallel=32, seconds=9.0).text()
-    run = only(data, plan=SEVEN, limits=Limits(peak_tflops=312.0, ceiling_tflops=250.0))
+    run = only(data, plan=SEVEN, limits=Limits(peak_tflops=312.0, ceilings={"a preflight": 250.0, "another": 200.0}))
     assert run.mfu.declared_peak == pytest.approx(run.tflops.model / 312)
     assert run.mfu.measured_ceiling == pytest.approx(run.tflops.model / 250)
+    assert run.mfu.ceiling == "a preflight"
     assert result(run, "log-utilisation").result is Result.PASS
     run = only(data, plan=SEVEN, limits=Limits(peak_tflops=100.0))
     assert result(run, "log-utilisation").result is Result.FAIL

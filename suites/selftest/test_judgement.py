@@ -4,12 +4,15 @@ import json
 
 import pytest
 
+from conformance import evidence
 from conformance.checks.finding import Finding, Result, Verdict, verdict
 from conformance.errors import ConformanceError
 from conformance.evidence import RunDirectory
 from conformance.judgement import judge
-from conformance.selftest.run import FAULTS, RUN
+from conformance.selftest.run import FAULTS, RUN, keep_preflight
 from conformance.spec import load_checks
+
+DEVICE = f"{evidence.CEILING}preflight-device.json"
 
 
 def results(run):
@@ -44,6 +47,47 @@ def test_more_flops_than_the_device_can_do_decide_where_that_is_known(run, monke
     assert verdict_given.value == result
     expected = Result.SKIP if ceiling is None else Result.PASS if ceiling == 1.0 else Result.FAIL
     assert found["log-utilisation"].result is expected
+
+
+def needed(run):
+    return judge(RunDirectory(run)).metrics["tflops"]["model_causal"]
+
+
+def test_a_speed_beyond_what_the_runs_own_preflight_measured_is_refused(run):
+    keep_preflight(run, needed(run) / 1.04)
+    assert results(run)[1]["log-utilisation"].result is Result.PASS
+    assert judge(RunDirectory(run)).metrics["mfu"]["ceiling"] == "a-preflight"
+    edit_json(run / DEVICE, lambda told: [p["records"][0].update(tflops=needed(run) / 1.06) for p in told["processes"]])
+    verdict_given, found = results(run)
+    assert found["log-utilisation"].result is Result.FAIL
+    assert "the GEMM ceiling of a-preflight" in found["log-utilisation"].message
+    assert verdict_given is Verdict.NOT_CONFORMANT
+
+
+def test_a_preflight_that_shows_more_does_not_replace_what_the_device_is_known_to_do(run, monkeypatch):
+    half = needed(run) / 2
+    monkeypatch.setattr("conformance.judgement.known_ceiling", lambda device: half)
+    keep_preflight(run, 100 * half)
+    assert results(run)[1]["log-utilisation"].result is Result.FAIL
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("preflight.json", lambda told: told.update(rehearsal=True)),
+        ("preflight.json", lambda told: told.pop("started")),
+        ("preflight-host.json", lambda told: told["processes"][0]["records"].pop()),
+        ("preflight-host.json", lambda told: told["processes"][0]["records"][0].update(host="other")),
+        ("preflight-device.json", lambda told: told["processes"].clear()),
+        ("run.json", lambda told: told.clear()),
+    ],
+    ids=["rehearsal", "no time", "one device less", "another host", "no product", "no name"],
+)
+def test_what_is_no_preflight_of_the_runs_devices_limits_nothing(run, name, change):
+    keep_preflight(run, 1e-6)
+    assert results(run)[1]["log-utilisation"].result is Result.FAIL
+    edit_json(run / evidence.CEILING / name, change)
+    assert results(run)[1]["log-utilisation"].result is Result.SKIP
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,15 @@ from rich.console import Console
 
 from conformance import evidence
 from conformance.errors import LaunchError
-from conformance.evidence import Request
+from conformance.evidence import Request, RunDirectory
 from conformance.internevo.source import find_source
+from conformance.judgement import judge
 from conformance.launch.launcher import _free_pair
 from conformance.launch.progress import LiveProgress
 from conformance.launch.team import Host
-from conformance.pipeline import Site, _asked, _take_over, run_workload
+from conformance.pipeline import Site, _asked, _keep_ceiling, _take_over, run_workload
 from conformance.redaction import redact_run
+from conformance.selftest.run import good_run, keep_preflight
 
 pytestmark = pytest.mark.needs("torch")
 
@@ -52,6 +54,32 @@ def attempt(path):
     (run / "logs/node0").mkdir()
     (run / "logs/node0/rank0.log").write_text(TELLS)
     return run
+
+
+def test_a_run_keeps_the_newest_preflight_of_its_devices(tmp_path):
+    started = {
+        "old": "2026-11-24T01",
+        "new": "2026-11-24T02",
+        "unsigned": "2026-11-24T03",
+        "elsewhere": "2026-11-24T04",
+    }
+    for name, when in started.items():
+        (tmp_path / name).mkdir()
+        measured = keep_preflight(good_run(tmp_path / name), 2.0)
+        for path in (measured / evidence.CEILING).iterdir():
+            path.rename(measured / "environment" / path.name)
+        evidence.write_json(measured, evidence.PREFLIGHT, {"started": when, "device": "cpu", "rehearsal": False})
+        if name != "unsigned":
+            (measured / evidence.REPORT).touch()
+        measured.rename(tmp_path / f"{name}-preflight")
+    host = tmp_path / "elsewhere-preflight/environment/preflight-host.json"
+    host.write_text(host.read_text().replace('"vm"', '"another"'))
+    (tmp_path / "perf").mkdir()
+    run = good_run(tmp_path / "perf")
+    _keep_ceiling(tmp_path, run)
+    assert judge(RunDirectory(run)).metrics["mfu"]["ceiling"] == "new-preflight"
+    kept, measured = run / evidence.CEILING, tmp_path / "new-preflight/environment"
+    assert (kept / "preflight-device.json").read_bytes() == (measured / "preflight-device.json").read_bytes()
 
 
 def test_what_a_killed_attempt_left_is_redacted_when_a_run_goes_on_from_it(tmp_path):

@@ -216,22 +216,23 @@ class Lab:
         digest = evidence.attempt_digest(RunDirectory(run))
         journal.append(run / evidence.JOURNAL, "ended", run.name, outcome="ended", evidence=digest)
 
-    def preflight(self, after):
-        """A real preflight, journalled after a run in the same reports folder."""
+    def preflight(self, after, change=lambda run: None):
+        """A real preflight, changed, journalled after a run in the same reports folder."""
         run = self.folder / "preflight"
         shutil.copytree(FIXTURES / "tiny-preflight-run", run)
         edit(run / "environment/preflight-host.json", tell_devices)
+        change(run)
         shutil.copyfile(after / evidence.JOURNAL, run / evidence.JOURNAL)
         journal.append(run / evidence.JOURNAL, "started", "preflight", workload="preflight", shapes=WORKLOAD)
         digest = evidence.attempt_digest(RunDirectory(run))
         journal.append(run / evidence.JOURNAL, "ended", "preflight", outcome="ended", evidence=digest)
         return run
 
-    def with_preflight(self):
-        """A submission of a run and a preflight."""
-        run = self.run("perf")
+    def with_preflight(self, run=None, change=lambda run: None):
+        """A submission of a run and a preflight, which is changed."""
+        run = self.run("perf") if run is None else run
         stated = {name: value for name, value in STATED.items() if name not in MEASURED}
-        return self.submission([run, self.preflight(run)], chain=False, stated=stated)
+        return self.submission([run, self.preflight(run, change)], chain=False, stated=stated)
 
     def signed_again(self, predicate, members, prefix="", form=statement.REPORT):
         """A statement about all members below a prefix but itself, as a maker with key and patience signs it."""

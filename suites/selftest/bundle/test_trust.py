@@ -14,13 +14,14 @@ from conformance import evidence, journal
 from conformance.bundle import archive, policy
 from conformance.bundle.policy import Bench
 from conformance.bundle.verify import verify
-from conformance.checks.finding import Verdict
+from conformance.checks.finding import Result, Verdict
 from conformance.cli import main
 from conformance.errors import JsonError, PolicyError
 from conformance.evidence import RunDirectory
 from conformance.judgement import judge
 from conformance.report import challenge, dsse, statement
 from conformance.report.build import write_report
+from conformance.selftest.run import keep_preflight
 
 lab_tools = runpy.run_path(str(Path(__file__).with_name("lab.py")))
 Lab, answers, edit, go_on, attempt = (lab_tools[name] for name in ("Lab", "answers", "edit", "go_on", "attempt"))
@@ -133,6 +134,41 @@ def test_a_preflight_counts_as_one_and_is_journalled(lab):
         "yes"
     }
     assert "1 attempt of preflight, 1 of them here" in sentence(verification, "journal")[1]
+
+
+def add_second_device(told):
+    records = told["processes"][0]["records"]
+    (first,) = (record for record in records if record["kind"] == "identity")
+    records.append({**first, "index": 1})
+
+
+def of_full_size(tflops):
+    """Make a preflight one of full size, of both devices of the run, that reached this in every product."""
+
+    def change(run):
+        edit(run / evidence.PREFLIGHT, lambda setup: setup.update(rehearsal=False))
+        edit(run / "environment/preflight-host.json", add_second_device)
+        path = run / "environment/preflight-device.json"
+        path.write_text(re.sub(r'"tflops": [\d.e-]+', f'"tflops": {tflops}', path.read_text()))
+
+    return change
+
+
+@pytest.mark.parametrize("kept", [None, 1000.0], ids=["the run kept none", "the run kept a forged one"])
+@pytest.mark.parametrize(("share", "answer"), [(0.96, "yes"), (0.9, "no")])
+def test_a_run_is_held_against_the_bundles_own_preflight(lab, kept, share, answer):
+    perf = lab.run("perf")
+    if kept is not None:
+        keep_preflight(perf, kept)
+    needed = judge(RunDirectory(perf)).metrics["tflops"]["model_causal"]
+    verification = verify(lab.with_preflight(perf, of_full_size(share * needed)))
+    assert answers(verification)["recomputed"] == "yes"
+    assert sentence(verification, "consistency")[0] == answer
+    (run,) = (run for run in verification.runs if run.name == "perf")
+    (found,) = (f for f in run.findings if f.check == "log-utilisation")
+    assert (found.result is Result.PASS) is (answer == "yes")
+    assert "the GEMM ceiling of preflight" in found.message
+    assert run.rebuilt["verdict"] == ("REHEARSAL" if answer == "yes" else "NOT_CONFORMANT")
 
 
 def spent_by(verification):

@@ -84,14 +84,15 @@ def test_a_self_declared_floor_has_a_check_of_its_own():
 
 
 @pytest.mark.parametrize(
-    ("needed", "peak", "ceiling", "result"),
+    ("needed", "peak", "ceilings", "result"),
     [
-        (400, 989, 700, Result.PASS),
-        (990, 989, None, Result.FAIL),
-        (800, 989, 700, Result.FAIL),
-        (720, 989, 700, Result.PASS),
-        (400, None, None, Result.SKIP),
+        (400, 989, [700], Result.PASS),
+        (990, 989, [], Result.FAIL),
+        (800, 989, [700], Result.FAIL),
+        (800, 989, [900, 700], Result.FAIL),
+        (720, 989, [700], Result.PASS),
+        (400, None, [], Result.SKIP),
     ],
 )
-def test_no_device_does_more_than_it_can(needed, peak, ceiling, result):
-    assert utilisation(needed, peak, ceiling).result is result
+def test_no_device_does_more_than_it_can(needed, peak, ceilings, result):
+    assert utilisation(needed, peak, {f"run {tflops}": tflops for tflops in ceilings}).result is result

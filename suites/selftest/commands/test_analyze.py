@@ -71,7 +71,7 @@ def test_what_was_computed_is_shown(capsys):
         "allocator flush 1",
     ):
         assert told in text
-    assert "MFU      58.3% of the GEMM ceiling, 54.5% with causal attention" in text
+    assert "MFU      58.3% of the GEMM ceiling (--ceiling-tflops), 54.5% with causal attention" in text
     assert "83 read of" in text
     assert "verdict  nothing failed: " in text
     main(["analyze", str(LOGS / "h200-7b-32layers-oom-v0.2.3.log")])
