@@ -25,7 +25,7 @@ Head = dict[str, Any]
 Told = tuple[str, float | None] | None
 
 _DICT_ENTRY = re.compile(rb"'(\w{1,60})': ([^\s,{}\[\]]{1,80})")
-_SETTING = re.compile(rb"([\w.]{1,60}): ([-+.\dainfeE]{1,40}|True|False)\s*$")
+_SETTING = rb"([\w.]{1,60}): ([-+.\dainfeE]{1,40}|True|False)"
 _NUMBER = re.compile(rb"[-+]?(?:\d{1,20}\.?\d{0,20}(?:e[-+]?\d{1,3})?|inf|nan)$")
 
 
@@ -167,8 +167,17 @@ _MESSAGES: tuple[tuple[re.Pattern[bytes], Callable[[Head, re.Match[bytes]], Told
         (rb"Nan grad norm occurs", _event(OVERFLOW)),
         (rb"Skip batch count:`(\d{1,15})`", _event(SKIPPED_BATCH)),
         (rb"Rank:\d{1,9}\S{0,60}: pytorch allocator cache flushes (\d{1,15}) times", _event(ALLOCATOR_FLUSH)),
-        (_SETTING.pattern, _setting),
+        (_SETTING + rb"\s*$", _setting),
     )
+)
+# InternEvo's train.py catches every exception, logs this, and exits with 0.
+RAISED = re.compile(rb"Raise exception from (\S{1,255}) with rank id: (\d{1,9})")
+# What begins like one of these, anywhere in a chunk. A message ends with its line, or where another begins inside.
+# The first bytes of them all come first, because one look tells most chatter from them.
+_GROUP = re.compile(rb"(?<!\\)\((?!\?)")
+KNOWN = rb"(?:(?=[=DFMNORSTagip])(?:%b)|%b)" % (
+    _GROUP.sub(b"(?:", b"|".join(pattern.pattern for pattern in (*(known for known, _ in _MESSAGES[:-1]), RAISED))),
+    _GROUP.sub(b"(?:", _SETTING) + rb"[^\S\r\n]*(?=[\r\n\[]|\d{4}-|\Z)",
 )
 
 # Said before the first message of the run that they belong to.

@@ -12,9 +12,9 @@ from typing import BinaryIO
 import numpy as np
 
 from conformance.internevo.log import lines as grammar
-from conformance.internevo.log import traces
 from conformance.internevo.log.lines import LineError
-from conformance.internevo.log.messages import IN_PRELUDE, STARTS_RUN, Head, read_message, text
+from conformance.internevo.log.marks import Marks, line_ends
+from conformance.internevo.log.messages import IN_PRELUDE, RAISED, STARTS_RUN, Head, read_message, text
 from conformance.internevo.log.records import Event
 from conformance.internevo.log.template import (
     Matrix,
@@ -25,11 +25,9 @@ from conformance.internevo.log.template import (
     milliseconds,
     read_values,
 )
-from conformance.internevo.log.traces import RAISED, Traces
+from conformance.internevo.log.traces import Traces
 
-CHUNK = 4 << 20
-# A line without any of these says nothing, where no line before it waits for more.
-MARKS = re.compile(grammar.MARKS + b"|" + traces.MARKS)
+CHUNK = 1 << 20
 
 # Limits that keep hostile input from costing more memory than its size.
 _MAX_TEMPLATES = 8
@@ -222,15 +220,14 @@ class Parser:
     def _read_lines(self, chunk: bytes, line: int) -> int:
         if line != self._expected_line:
             self._close_record()
-        templates, begin = len(self._templates), 0
+        templates, begin, marks = len(self._templates), 0, Marks(chunk)
         while begin < len(chunk):
             if self._record is None and not self._traces.waiting:
                 # Nothing is pending: on to the next line that says something.
-                mark = MARKS.search(chunk, begin)
-                marked = max(begin, chunk.rfind(b"\n", begin, mark.start()) + 1) if mark else len(chunk)
-                line += chunk.count(b"\n", begin, marked)
+                marked = marks.line(begin, idle=self._traces.idle)
+                line += line_ends(chunk, begin, marked)
                 begin = marked
-                if not mark:
+                if begin == len(chunk):
                     line += not chunk.endswith(b"\n")
                     break
             end = chunk.find(b"\n", begin)

@@ -20,15 +20,15 @@ MARKS = (
     rb"Bus error|Aborted"
 )
 
-# InternEvo's train.py catches every exception, logs this, and exits with 0.
-RAISED = re.compile(rb"Raise exception from (\S{1,255}) with rank id: (\d{1,9})")
 _TRACEBACK = b"Traceback (most recent call last):"
 _CHAINED = re.compile(rb"(?:During handling of the above|The above exception was the direct cause)")
 _FINAL = re.compile(rb"([A-Za-z_][\w.]{0,160})(?::\s?(.*))?$")
 _ERROR_NAME = re.compile(rb"(?:\w{1,80}\.){0,10}\w{0,80}(?:Error|Exception|Iteration|Interrupt|Exit)(?::|$)")
+# What the shell says of a process that died, at the beginning of a line.
+DEATHS = (rb"Killed\b", rb"Segmentation fault\b", rb"Bus error\b", rb"Aborted\b")
 _SIGNAL = re.compile(
     rb"Signal \d{1,3} \((?P<name>SIG[A-Z]{2,8})\) received|Received \d{1,3} death signal|Fatal Python error: "
-    rb"|^(?:Killed|Segmentation fault|Bus error|Aborted)\b"
+    rb"|^(?:" + b"|".join(DEATHS) + b")"
 )
 
 
@@ -80,8 +80,13 @@ class Traces:
         self._torn: list[_Trace] = []
 
     @property
+    def idle(self) -> bool:
+        """Whether no traceback is open, so that a line of the logger ends none."""
+        return not self._open
+
+    @property
     def waiting(self) -> bool:
-        """Whether a line of any text may belong to a traceback; otherwise only what MARKS finds does."""
+        """Whether a line of any text may belong to a traceback; otherwise only a marked one does."""
         return bool(self._inside or self._torn)
 
     def raised(self, source: int, match: re.Match[bytes], line: int, time: datetime | None) -> None:

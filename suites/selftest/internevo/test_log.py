@@ -29,6 +29,10 @@ EXHAUSTED = (ROOT / "reference_logs" / "h200-124m-data-exhausted-v0.3.1.log").re
 SAMPLE = (ROOT / "fixtures" / "logs" / "benchmark-sample-line.log").read_bytes()
 Run = runpy.run_path(str(ROOT / "fixtures" / "honest_log.py"))["Run"]
 METRIC_LINES = [line + b"\n" for line in SLICE.splitlines() if b"tflops=" in line]
+CHATTER = b"""n1:7:9 [3] NCCL INFO Channel 02/0 : 3[3] -> 4[4] via P2P/CUMEM/read
+2026-11-23 21:19:55,123 INFO launch.py:7 in report -- rank 1 is alive, Rate=7 (FAST), beat 9
+[default3]:  warnings.warn("a KNOWN Bug: Abort -- Signal (x) Received")
+"""
 HEADER = "2026-11-23 18:22:03,000\t{level} {place} -- "
 
 
@@ -255,6 +259,56 @@ def test_events():
     run = only("".join(f"{header}{message}\n" for message in told).encode())
     assert [(event.kind, event.value) for event in run.events] == list(told.values())
     assert run.head.resumed_from == "local:ckpt/50"
+
+
+SAID = [
+    "Distributed environment is initialized, data parallel size: 2, pipeline parallel size: 1, tensor parallel size: 1",
+    "initialized seed on rank 0, numpy: 1024, python random: 1024",
+    "process rank 0 is bound to host:n1 device: 0",
+    "===========New Run 01-01-00:00:00 on host:n1,rank=0,tp=0,pp=0,dp=0===========",
+    "===========Resume training from `local:ckpt/50` 11-23 on host:n1===========",
+    "Number of elements on ranks: [7, 8], rank:0",
+    "The layer sharding is [[(0, 24)]].",
+    "Model: {'num_layers': 24}",
+    "adam: {'lr': 1.0}",
+    "grad_scaler: {'growth_factor': 2}",
+    "Rank:0-tp0-pp0-dp0: Step 5: Allocated 7.5 GB, Max_Allocated 9 GB, Reserved 1.4 GB, Max_Reserved 3.4 GB",
+    "Rank:0-tp0-pp0-dp0: pytorch allocator cache flushes 3 times since last step.",
+    "Find `1` datasets,     2 samples,     delete `3` because of short length",
+    "Saving checkpoint to `local:ckpt/50` at batch count:50...",
+    "Overflow occurs, the loss scale is adjusted to 32768.0",
+    "No overflow for consecutive 1000 steps, the loss scale is adjusted to 131072.0",
+    "Overflow occurs, please check it.",
+    "Nan grad norm occurs, please check it.",
+    "Skip batch count:`7`...",
+    "Raise exception from n1 with rank id: 3",
+    "seq_len: 4096",
+    "checkpoint: True",
+]
+# Behind each of these stands what is looked for, so that it is no beginning of a line.
+BEFORE = ["", "[default0]:", "12: [rank1]: ", "50%|##  |\r", "a line that was cut off "]
+ENDED = ["Killed", "Aborted (core dumped)", "Segmentation fault (core dumped)", "Bus error", "Fatal Python error: x"]
+ENDED += ["Received 15 death signal, shutting down workers", "  traceback : Signal 9 (SIGKILL) received by PID 1"]
+
+
+@pytest.mark.parametrize("said", SAID)
+@pytest.mark.parametrize("before", BEFORE)
+def test_what_the_logger_says_is_found_in_chatter(said, before):
+    """Each known message, and none that only resembles it."""
+    line = before + HEADER.format(level="INFO", place="x.py:1 in f") + said
+    chatter = CHATTER * 300
+    counts = parse(METRIC_LINES[0] + chatter + line.encode() + b"\n" + chatter)[0].counts
+    assert (counts.known, counts.lines) == (1, 2 + 2 * chatter.count(b"\n"))
+    altered = line.replace(said, f"told {said}").encode()
+    assert parse(METRIC_LINES[0] + chatter + altered + b"\n" + chatter)[0].counts.known == 0
+
+
+@pytest.mark.parametrize("said", ENDED)
+@pytest.mark.parametrize("before", BEFORE[:-1])
+def test_how_a_process_died_is_found_in_chatter(said, before):
+    run = only(METRIC_LINES[0] + CHATTER * 300 + f"{before}{said}\n".encode() + CHATTER * 300)
+    (event,) = run.exceptions
+    assert (event.kind, event.line) == (KILLED, 2 + 300 * CHATTER.count(b"\n"))
 
 
 def test_a_log_of_several_runs_is_parted_at_their_heads():

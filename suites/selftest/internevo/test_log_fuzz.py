@@ -1,7 +1,6 @@
 """No input crashes or stalls the log parser, and none makes it lose count of the lines."""
 
 import io
-import re
 import runpy
 import time
 import tracemalloc
@@ -13,11 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conformance.analysis import analyze
-from conformance.internevo.log import parse_log, parser
+from conformance.internevo.log import marks, parse_log, parser
 
 ROOT = Path(__file__).resolve().parents[3]
 LOGS = [path.read_bytes() for path in sorted((ROOT / "reference_logs").glob("*.log"))]
 Run = runpy.run_path(str(ROOT / "fixtures" / "honest_log.py"))["Run"]
+HEADER = b"2026-11-23 18:22:03,000\tINFO a.py:1 in f -- "
 LINE = [line for line in LOGS[-1].splitlines(keepends=True) if b"tflops=" in line][3]
 
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=50)
@@ -47,6 +47,17 @@ TOKENS = st.sampled_from(
         b"1e999 ",
         b"Traceback (most recent call last):\n",
         b"ValueError: x\n",
+        b"Killed\n",
+        b"Aborted (core dumped)\n",
+        b"Received 15 death signal, shutting down workers\n",
+        b"Fatal Python error: Aborted\n",
+        b"   traceback : Signal 9 (SIGKILL) received by PID 12\n",
+        HEADER + b"rank 1 is alive\n",
+        HEADER + b"lr: 1.0 \n",
+        HEADER + b"seed: 7",
+        HEADER + b"Nan grad norm occurs, please check it.\n",
+        HEADER + b"Raise exception from n1 with rank id: 3\n",
+        HEADER + b"Model: {'num_layers': 2}\n",
         "训练".encode("gbk"),
         "训练".encode(),
         b"\x00",
@@ -172,7 +183,7 @@ def test_templates_and_marks_read_what_going_line_by_line_reads(changes, chatter
     fast = parse_log(io.BytesIO(data))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parser, "_MAX_TEMPLATES", 0)
-        patch.setattr(parser, "MARKS", re.compile(b""))
+        patch.setattr(marks.Marks, "line", lambda self, begin, idle: begin)
         slow = parse_log(io.BytesIO(data))
     # As text, a number has all its digits and its sign.
     assert [run.steps.to_csv() for run in fast] == [run.steps.to_csv() for run in slow]
@@ -184,7 +195,7 @@ def test_templates_and_marks_read_what_going_line_by_line_reads(changes, chatter
 def test_lines_without_a_mark_say_nothing(data):
     fast = parse_log(io.BytesIO(data))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parser, "MARKS", re.compile(b""))
+        patch.setattr(marks.Marks, "line", lambda self, begin, idle: begin)
         slow = parse_log(io.BytesIO(data))
     assert [run.steps.to_csv() for run in fast] == [run.steps.to_csv() for run in slow]
     assert [(run.events, run.head, run.counts) for run in fast] == [(run.events, run.head, run.counts) for run in slow]
