@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ class Judgement:
         steps: step, tgs and loss of every logged step, and mean_loss, over all ranks, of the first ones; for drawing.
         losses: Loss over all data-parallel ranks by step from 0, in nats/token, as a reference curve holds it.
         series: Digest of the logged losses and gradient norms; empty where no step was logged.
+        origin: What decided, besides the seed, its initial weights and order of data; empty where it is not known.
     """
 
     plan: Plan
@@ -52,6 +53,7 @@ class Judgement:
     steps: Sequence[Mapping[str, float]] = ()
     losses: Sequence[float] = ()
     series: str = ""
+    origin: str = ""
 
 
 # What a workload without a data set of its own names as its data.
@@ -104,6 +106,7 @@ def judge(files: Evidence) -> Judgement:
     steps: list[dict[str, float]] = []
     losses: list[float] = []
     series = ""
+    origin = origin_of(plan, attempts[0].ranks)
     try:
         limits = Limits(device=_model(last.ranks), ceilings=_ceilings(files, last.ranks))
         name, analysed = analyse_attempts(attempts, plan, limits)
@@ -117,7 +120,7 @@ def judge(files: Evidence) -> Judgement:
             found, told = _judge_data(plan, attempts, analysed)
             findings += found
             metrics["data"] = told
-        comparison, why_not = compare_with_curve(plan, metrics.get("data"), analysed.steps)
+        comparison, why_not = compare_with_curve(plan, metrics.get("data"), analysed.steps, origin)
         findings.append(curve_checks.agrees(comparison, why_not))
         metrics["curve"] = None if comparison is None else plain(asdict(comparison))
         first_losses = losses_of(analysed.steps)
@@ -134,7 +137,7 @@ def judge(files: Evidence) -> Judgement:
     # What is advisory is reported with its own result, and decides nothing.
     decisive = [found for found in findings if checks[found.check].severity != "advisory"]
     claim = verdict(decisive, required, plan.workload.official)
-    return Judgement(plan, tuple(findings), metrics, claim, steps, losses, series)
+    return Judgement(plan, tuple(findings), metrics, claim, steps, losses, series, origin)
 
 
 def _ceilings(files: Evidence, ranks: Mapping[int, Mapping[str, Any]]) -> dict[str, float]:
@@ -260,8 +263,8 @@ def kept_patches(files: Evidence) -> dict[str, str]:
 def _even(files: Evidence) -> Finding:
     names = [name for name in files.names() if name.startswith("environment/telemetry-node")]
     with contextlib.ExitStack() as stack:
-        lines = {name: io.TextIOWrapper(stack.enter_context(files.open(name)), errors="replace") for name in names}
-        return supervision.even(lines)
+        streams = {name: stack.enter_context(files.open(name)) for name in names}
+        return supervision.even({name: iter(partial(s.read, 1 << 20), b"") for name, s in streams.items()})
 
 
 def _optional(files: Evidence, name: str) -> dict[str, Any] | None:
@@ -367,7 +370,7 @@ def _judge_data(
 
 
 def compare_with_curve(
-    plan: Plan, data: Mapping[str, Any] | None, steps: pd.DataFrame
+    plan: Plan, data: Mapping[str, Any] | None, steps: pd.DataFrame, origin: str
 ) -> tuple[Comparison | None, str]:
     """Compare a run with the reference curve of its plan.
 
@@ -375,6 +378,7 @@ def compare_with_curve(
         plan: The plan.
         data: What it trained on, as the metrics have it; None for dummy data.
         steps: Its steps.
+        origin: What decided, besides the seed, its initial weights and order of data.
 
     Returns:
         The comparison, or None and why there is none.
@@ -384,7 +388,7 @@ def compare_with_curve(
     if curve is None:
         return None, f"There is no reference curve of {plan.workload.name} as it was run here."
     losses = losses_of(steps)
-    found = None if losses is None else compare(curve, losses[None])
+    found = None if losses is None else compare(curve, losses[None], [plan.seed], origin)
     return found, "" if found is not None else "Too few steps, or not from step 0, to compare with the curve."
 
 
@@ -405,6 +409,25 @@ def curve_of(plan: Plan, data: str | None, curves: Iterable[Curve] | None = None
         if told == wanted and data == curve.data:
             return curve
     return None
+
+
+def origin_of(plan: Plan, ranks: Mapping[int, Mapping[str, Any]]) -> str:
+    """Say what decides, besides the seed, the initial weights of a run and its order of data.
+
+    InternEvo draws weights on the device, whose generator is often one of its kind, and for each rank's part of them.
+
+    Args:
+        plan: The plan.
+        ranks: environment/rankR.json by rank.
+
+    Returns:
+        The generator and the division of weights and data; empty where a rank does not tell its generator.
+    """
+    (generator, *others) = {str((record.get("device") or {}).get("generator", "")) for record in ranks.values()} or {""}
+    if others or not generator:
+        return ""
+    divided = f"dp {plan.data_parallel} x tp {plan.tensor} x pp {plan.pipeline}"
+    return f"{generator}, {divided}, {plan.micro_num} x {plan.micro_bsz} sequences"
 
 
 def losses_of(steps: pd.DataFrame) -> Matrix | None:

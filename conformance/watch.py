@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from conformance.checks.curve import agrees
 from conformance.evidence import DATA, RunDirectory, read_json, segments
 from conformance.internevo.config import CHECKPOINT_FOLDER, STOP_FILE
 from conformance.internevo.log import parse_log
-from conformance.judgement import DUMMY, curve_of, rank_logs
+from conformance.judgement import DUMMY, curve_of, origin_of, rank_logs
 from conformance.launch.detect import Fault, NodeView, Step
 from conformance.launch.supervise import Display, Interrupted
 from conformance.metrics.curve import STEPS, compare
@@ -248,14 +249,12 @@ class Watch:
 
     def _warn_of_curve(self, curve: Curve, losses: Series, step: Step) -> None:
         # A curve is one of this batch: the same step is the same number of consumed tokens.
-        found = compare(curve, losses[None])
+        files, name = RunDirectory(self._run), "environment/rank0.json"
+        ranks = {0: read_json(files, name)} if name in files.names() else {}
+        found = compare(curve, losses[None], [self._plan.seed], origin_of(self._plan, ranks))
         if found is None or found.agrees:
             return
-        text = (
-            f"The loss is not on the reference curve: over the first {found.steps} steps it deviates by "
-            f"{found.relative_rms:.1%} (RMS; bound {found.bound:.1%}), at most by {found.max_deviation:+.1%} from step "
-            f"{found.at_step} on (bound {found.max_bound:.1%})"
-        )
+        text = f"The loss is not on the reference curve. {agrees(found).message.removesuffix('.')}"
         self._tell("off-curve", text, "The device trains differently: see `pytest suites/preflight`.", step)
 
     def _tell(self, kind: str, text: str, next_step: str, step: Step) -> None:

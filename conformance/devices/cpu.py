@@ -48,7 +48,7 @@ class CpuDevice:
             index: Not needed; every rank shares the processor.
 
         Returns:
-            Vendor, model, architecture.
+            Vendor, model, architecture, and what draws its random numbers: every processor draws the same ones.
         """
         fields: dict[str, str] = {}
         with contextlib.suppress(OSError):
@@ -59,6 +59,7 @@ class CpuDevice:
             "vendor": fields.get("vendor_id", "unknown"),
             "model": fields.get("model name", platform.processor() or "unknown"),
             "architecture": platform.machine(),
+            "generator": "cpu",
         }
 
     def health(self, index: int) -> dict[str, str]:

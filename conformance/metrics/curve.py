@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +16,37 @@ Matrix = npt.NDArray[np.float64]
 STEPS = 100
 # Deviations are means over so many steps: what persists is a fault, what changes from step to step is noise.
 BLOCK = 10
+# Two runs that begin alike stay alike for about so long, until their rounding has grown into another run.
+PAIRED_STEPS = 10
 # One-sided, for each of the two statistics. Both are sizes, whose tail is longer than a normal one's: by simulation two
 # to four of a hundred honest runs are refused.
 CONFIDENCE = 0.995
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How a run's loss differs from that of the reference run which had its initial weights and its order of data.
+
+    Args:
+        pairs: Number of reference runs with a twin, which differs in its rounding alone.
+        steps: Steps compared, from step 0.
+        relative_rms: Root mean square of the deviation, relative to that run; the mean of it where there are more runs.
+        bound: What the t interval over the twins allows it to be.
+        leaves_at: First step whose deviation is beyond ``bound`` of a run that is; None where it is not.
+        detectable: Smallest constant deviation that would be refused in 19 of 20 cases.
+    """
+
+    pairs: int
+    steps: int
+    relative_rms: float
+    bound: float
+    leaves_at: int | None
+    detectable: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it is within its bound; not so where it is undefined."""
+        return self.relative_rms <= self.bound
 
 
 @dataclass(frozen=True)
@@ -36,6 +65,7 @@ class Comparison:
         leaves_at: First step of the first block that is beyond ``max_bound``; None where none is.
         detectable: Smallest constant deviation that would be refused in 19 of 20 cases.
         points: (step, mean, low, high) of the curve, in nats/token: what a run of another seed may be at that step.
+        paired: Comparison with the reference runs of the same seeds; None where the curve has none that began alike.
     """
 
     reference: str
@@ -49,14 +79,16 @@ class Comparison:
     leaves_at: int | None
     detectable: float
     points: tuple[tuple[int, float, float, float], ...]
+    paired: Paired | None = None
 
     @property
     def agrees(self) -> bool:
-        """Whether both are within their bounds; not so where one is undefined."""
-        return self.relative_rms <= self.bound and abs(self.max_deviation) <= self.max_bound
+        """Whether all are within their bounds; not so where one is undefined."""
+        alike = self.paired is None or self.paired.agrees
+        return alike and self.relative_rms <= self.bound and abs(self.max_deviation) <= self.max_bound
 
 
-def compare(curve: Curve, losses: Matrix) -> Comparison | None:
+def compare(curve: Curve, losses: Matrix, seeds: Sequence[int] = (), origin: str = "") -> Comparison | None:
     """Compare runs with a curve.
 
     The bound of a statistic for one further run is mean + t s sqrt(1 + 1/n), one-sided, with mean and standard
@@ -66,6 +98,9 @@ def compare(curve: Curve, losses: Matrix) -> Comparison | None:
     Args:
         curve: The reference.
         losses: Losses of k runs in nats/token, by step from 0; shape (k, steps).
+        seeds: The seed of each.
+        origin: What gave them, besides the seed, their initial weights and order of data: where it is the curve's, each
+            is held against the reference run of its own seed as well.
 
     Returns:
         The comparison of their mean; None where there are fewer than ten steps to compare.
@@ -103,7 +138,24 @@ def compare(curve: Curve, losses: Matrix) -> Comparison | None:
         points=tuple(
             (i, float(m), float(m - h), float(m + h)) for i, (m, h) in enumerate(zip(mean, half, strict=True))
         ),
+        paired=_pair(curve, losses, seeds) if origin and origin == curve.origin else None,
     )
+
+
+def _pair(curve: Curve, losses: Matrix, seeds: Sequence[int]) -> Paired | None:
+    """Hold each run against the reference run of its seed, by what rounding alone makes of such a pair."""
+    if not curve.twins or not seeds or not set(seeds) <= set(curve.seeds):
+        return None
+    size = min(PAIRED_STEPS, losses.shape[1])
+    reference, twins = np.array(curve.losses)[:, :size], np.array(curve.twins)[:, :size]
+    noise = twins / reference - 1
+    own = losses[:, :size] / reference[[curve.seeds.index(seed) for seed in seeds]] - 1
+    n, k, values = len(noise), len(own), _rms(noise)
+    bound = float(values.mean() + student_t(CONFIDENCE, n - 1) * values.std(ddof=1) * np.sqrt(1 / k + 1 / n))
+    found = float(_rms(own).mean())
+    beyond = np.flatnonzero(~(np.abs(own) <= bound).all(axis=0))
+    leaves_at = None if found <= bound else int(beyond[0])
+    return Paired(n, size, found, bound, leaves_at, _detectable(noise, bound))
 
 
 def _blocks(deviations: Matrix) -> Matrix:

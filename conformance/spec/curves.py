@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,10 @@ class Curve:
         seeds: The seed of each run.
         losses: Loss over all data-parallel ranks, in nats/token, by run and step from 0; shape (runs, steps).
         source: Device, InternEvo and suite that made it, for people.
+        origin: What gave all of them, besides the seed, their initial weights and order of data; empty where no other
+            run can have the same ones.
+        twins: Loss of a second run of each seed, which differs from the first in its rounding alone; empty where none
+            was made, else shape (runs, steps) with fewer or as many steps.
     """
 
     workload: str
@@ -41,6 +45,8 @@ class Curve:
     seeds: tuple[int, ...]
     losses: tuple[tuple[float, ...], ...]
     source: str
+    origin: str = ""
+    twins: tuple[tuple[float, ...], ...] = ()
 
     @property
     def steps(self) -> int:
@@ -82,14 +88,24 @@ def read_curve(path: Path) -> Curve:
 def _from_json(value: Mapping[str, Any]) -> Curve:
     if value["version"] != VERSION:
         raise ValueError(f"version {value['version']}")
-    losses = tuple(tuple(float(loss) for loss in run) for run in value["losses"])
+    losses, twins = _runs(value["losses"]), _runs(value.get("twins", []))
+    if len(losses) < MIN_RUNS or len(value["seeds"]) != len(losses) or len(twins) not in (0, len(losses)):
+        raise ValueError(f"{len(losses)} runs, {len(value['seeds'])} seeds, {len(twins)} twins")
+    if any(run[: len(twin)] == twin for run, twin in zip(losses, twins, strict=False)):
+        raise ValueError("a twin that is the same run")
+    names = ("workload", "num_layers", "total_steps", "tokens_per_step", "data", "source")
+    told = {name: value[name] for name in names}
+    return Curve(**told, seeds=tuple(value["seeds"]), losses=losses, origin=value.get("origin", ""), twins=twins)
+
+
+def _runs(value: Iterable[Iterable[Any]]) -> tuple[tuple[float, ...], ...]:
+    losses = tuple(tuple(float(loss) for loss in run) for run in value)
     sizes = {len(run) for run in losses}
-    if len(losses) < MIN_RUNS or len(sizes) != 1 or 0 in sizes or len(value["seeds"]) != len(losses):
-        raise ValueError(f"{len(losses)} runs of {sorted(sizes)} steps, {len(value['seeds'])} seeds")
+    if len(sizes) > 1 or 0 in sizes:
+        raise ValueError(f"runs of {sorted(sizes)} steps")
     if not all(math.isfinite(loss) and loss > 0 for run in losses for loss in run):
         raise ValueError("a loss that is not positive")
-    names = ("workload", "num_layers", "total_steps", "tokens_per_step", "data", "source")
-    return Curve(**{name: value[name] for name in names}, seeds=tuple(value["seeds"]), losses=losses)
+    return losses
 
 
 def load_curves() -> tuple[Curve, ...]:

@@ -21,13 +21,17 @@ def runs(tmp_path):
     for seed in (1024, 1, 2):
         run = tmp_path / f"seed{seed}"
         shutil.copytree(FIXTURE, run)
-        request = json.loads((run / "configs/request.json").read_text())
-        (run / "configs/request.json").write_text(json.dumps({**request, "seed": seed}))
-        for name in LOGS:
-            text = (run / name).read_text()
-            (run / name).write_text(text.replace("numpy: 1024", f"numpy: {seed}"))
+        set_seed(run, seed)
         made.append(run)
     return made
+
+
+def set_seed(run, seed):
+    path = run / "configs/request.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "seed": seed}))
+    for name in LOGS:
+        text = (run / name).read_text()
+        (run / name).write_text(re.sub(r"numpy: \d+", f"numpy: {seed}", text))
 
 
 @pytest.fixture(autouse=True)
@@ -140,3 +144,63 @@ def test_a_curve_of_other_data_is_none_of_theirs(runs, tmp_path, capsys):
     (tmp_path / "c.json").write_text(json.dumps({**value, "data": "f" * 64}))
     assert compare(runs, "--curve", tmp_path / "c.json") == 2
     assert "is no curve of tiny-accuracy as it was run here" in capsys.readouterr().err
+
+
+def tell_generator(runs, name="cpu"):
+    """As the CPU's plugin has recorded it since the fixture was made."""
+    for run in runs:
+        for path in run.glob("environment/**/rank*.json"):
+            record = json.loads(path.read_text())
+            path.write_text(json.dumps({**record, "device": {**record["device"], "generator": name}}))
+
+
+@pytest.fixture
+def twins(runs, tmp_path):
+    """The same runs once more, rounded in another way."""
+    tell_generator(runs)
+    made = []
+    for number, run in enumerate(runs):
+        made.append(shutil.copytree(run, tmp_path / f"twin-{run.name}"))
+        scale(made[-1:], 1.00005 + number / 50_000)
+    return made
+
+
+def make_with(runs, twins, out):
+    return main(["curve", "make", *map(str, runs), "--twins", *map(str, twins), "-o", str(out)])
+
+
+def test_a_run_is_held_against_the_one_of_its_own_seed(runs, twins, tmp_path, capsys):
+    assert make_with(runs, twins, tmp_path / "c.json") == 0
+    curve = read_curve(tmp_path / "c.json")
+    assert curve.origin == "cpu, dp 2 x tp 1 x pp 1, 2 x 1 sequences"
+    assert [len(twin) for twin in curve.twins] == [10, 10, 10]
+    assert curve.twins[1][0] == pytest.approx(curve.losses[1][0] * 1.00007, abs=1e-4)
+    assert compare(runs[:1], "--curve", tmp_path / "c.json") == 0
+    assert "from the reference run of its seed by 0.0000%" in capsys.readouterr().out
+    scale(runs[:1], 1.002)
+    assert compare(runs[:1], "--curve", tmp_path / "c.json") == 1
+    assert "it leaves that run at step 0" in capsys.readouterr().out
+
+
+def test_a_run_on_another_generator_is_held_against_the_curve_alone(runs, twins, tmp_path, capsys):
+    assert make_with(runs, twins, tmp_path / "c.json") == 0
+    tell_generator(runs, "abacus")
+    assert compare(runs[:1], "--curve", tmp_path / "c.json") == 0
+    assert "No reference run began with its weights" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda runs, twins: set_seed(twins[0], 7),
+        lambda runs, twins: twins.__setitem__(0, runs[0]),
+        lambda runs, twins: tell_generator(twins, "abacus"),
+        lambda runs, twins: tell_generator([*runs, *twins], ""),
+    ],
+    ids=["another seed", "the run itself", "other weights", "weights unknown"],
+)
+def test_what_is_no_twin_is_one_sentence(runs, twins, tmp_path, capsys, spoil):
+    spoil(runs, twins)
+    assert make_with(runs, twins, tmp_path / "c.json") == 2
+    assert "are no second runs of the same seeds" in capsys.readouterr().err
+    assert not (tmp_path / "c.json").exists()

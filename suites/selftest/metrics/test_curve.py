@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from conformance.metrics.curve import BLOCK, compare
+from conformance.metrics.curve import BLOCK, PAIRED_STEPS, compare
 from conformance.spec.curves import Curve
 
 STEPS = 100
+ORIGIN = "cpu, dp 2 x tp 1 x pp 1, 2 x 1 sequences"
 CURVE = 6 + 4.4 * np.exp(-np.arange(STEPS) / 15)
 
 
@@ -16,13 +17,24 @@ def runs(count, seed, persistent=0.003, noise=0.01):
     return CURVE * (1 + rng.normal(0, persistent, (count, 1)) + rng.normal(0, noise, (count, STEPS)))
 
 
-def curve(losses):
+def curve(losses, twins=()):
     seeds = tuple(range(len(losses)))
-    return Curve("tiny-accuracy", 2, STEPS, 1024, "dummy", seeds, tuple(map(tuple, losses.tolist())), "made up")
+    made, again = (tuple(map(tuple, np.asarray(values).tolist())) for values in (losses, twins))
+    return Curve("tiny-accuracy", 2, STEPS, 1024, "dummy", seeds, made, "made up", ORIGIN, again)
+
+
+def rounded(losses, seed, size=1e-4):
+    """The same runs on a device that rounds in another way."""
+    return losses * (1 + np.random.default_rng(seed).normal(0, size, losses.shape))
+
+
+def pairs(count, seed):
+    losses = runs(count, seed)
+    return curve(losses, rounded(losses, seed)[:, :PAIRED_STEPS])
 
 
 def refused(found):
-    return found.relative_rms > found.bound or abs(found.max_deviation) > found.max_bound
+    return not found.agrees
 
 
 @pytest.mark.parametrize(("count", "further"), [(3, 1), (5, 1), (8, 1), (12, 1), (5, 4), (12, 4)])
@@ -85,3 +97,57 @@ def test_points_enclose_what_seeds_do():
     inside = [low <= loss <= high for (_, _, low, high), loss in zip(found.points, runs(1, 9)[0], strict=True)]
     assert np.mean(inside) > 0.95
     assert [point[0] for point in found.points] == list(range(STEPS))
+
+
+def paired(reference, seeds, factor=1.0, seed=9, origin=ORIGIN):
+    """Further runs of seeds of the curve, each with its own rounding and a fault."""
+    again = rounded(np.array(reference.losses)[list(seeds)], seed) * factor
+    return compare(reference, again, seeds, origin)
+
+
+def test_what_a_seed_hides_its_own_reference_run_shows():
+    reference = pairs(12, 1)
+    assert paired(reference, [3]).agrees
+    found = paired(reference, [3], 1.002)
+    assert found.relative_rms < found.bound
+    assert not found.agrees
+    assert (found.paired.pairs, found.paired.steps, found.paired.leaves_at) == (12, PAIRED_STEPS, 0)
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1, 2, 3]])
+def test_honest_pairs_are_rarely_refused(seeds):
+    """Of the bound alone, not of the curve's."""
+    refusals = [not paired(pairs(12, seed), seeds, seed=10_000 + seed).paired.agrees for seed in range(300)]
+    assert np.mean(refusals) < 0.03
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1, 2, 3]])
+def test_a_constant_offset_from_its_own_run_is_seen_as_often_as_it_says(seeds):
+    seen = []
+    for seed in range(200):
+        reference = pairs(12, seed)
+        offset = paired(reference, seeds).paired.detectable
+        seen.append(not paired(reference, seeds, 1 + offset, 10_000 + seed).paired.agrees)
+    assert np.mean(seen) > 0.85
+
+
+def test_the_step_at_which_it_leaves_its_own_run_is_told():
+    reference = pairs(12, 1)
+    assert paired(reference, [3], np.where(np.arange(STEPS) < 4, 1.0, 1.002)).paired.leaves_at == 4
+
+
+def test_an_undefined_loss_is_not_on_its_own_run():
+    assert not paired(pairs(12, 1), [3], np.where(np.arange(STEPS) == 5, np.nan, 1.0)).paired.agrees
+
+
+@pytest.mark.parametrize(
+    ("seeds", "origin"), [([3], ""), ([3], "cuda" + ORIGIN[3:]), ([99], ORIGIN), ([3, 99], ORIGIN), ([], ORIGIN)]
+)
+def test_runs_that_did_not_begin_alike_are_no_pair(seeds, origin):
+    reference = pairs(12, 1)
+    assert compare(reference, runs(max(1, len(seeds)), 2), seeds, origin).paired is None
+
+
+def test_without_twins_there_is_no_pair():
+    reference = curve(runs(12, 1))
+    assert compare(reference, np.array(reference.losses[:1]), [0], ORIGIN).paired is None

@@ -19,6 +19,15 @@ def test_what_is_written_is_read_back(tmp_path):
     assert shown["spread"] == [0.1, 0.1]
 
 
+def test_twins_are_read_back_and_a_file_without_them_has_none(tmp_path):
+    paired = replace(CURVE, origin="cpu", twins=((10.41,), (10.51,), (10.31,)))
+    write_curve(tmp_path / "c.json", paired)
+    assert read_curve(tmp_path / "c.json") == paired
+    old = {name: value for name, value in CURVE.to_json().items() if name not in ("origin", "twins")}
+    (tmp_path / "c.json").write_text(json.dumps(old))
+    assert read_curve(tmp_path / "c.json") == CURVE
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -29,6 +38,9 @@ def test_what_is_written_is_read_back(tmp_path):
         {"losses": [[1.0], [1.0], [-1.0]]},
         {"losses": [[1.0], [1.0], ["x"]]},
         {"seeds": [1, 2]},
+        {"twins": [[10.41], [10.51]]},
+        {"twins": [[10.41], [10.51], [10.3]]},
+        {"twins": [[10.41], [10.51], [10.31, 9.1]]},
         {"workload": None, "losses": 3},
     ],
 )

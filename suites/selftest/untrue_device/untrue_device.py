@@ -1,4 +1,4 @@
-"""A device that computes on the CPU, and trains untruly in the way that the variable FAULT names."""
+"""A device that computes on the CPU, and trains untruly, or truly with other rounding, as the variable FAULT names."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ class UntrueDevice(CpuDevice):
     def activate(self):
         super().activate()
         if FAULT:
-            FAULTS[FAULT]()
+            (FAULTS | ROUNDINGS)[FAULT]()
 
 
 def bf16_accumulation():
@@ -129,20 +129,86 @@ def update_of_a_tenth():
     torch.optim.AdamW.step = step
 
 
-FAULTS = {
-    function.__name__.replace("_", "-"): function
-    for function in (
-        bf16_accumulation,
-        attention_without_scale,
-        attention_scale_of_the_whole_width,
-        attention_sees_the_future,
-        rms_norm_of_the_sum,
-        rms_norm_without_weight,
-        rotary_not_applied,
-        dropped_all_reduce,
-        update_of_a_tenth,
-    )
-}
+def products_in_fp32():
+    """Matrix products, forward and backward, of fp32 whose result alone is rounded to bf16."""
+    import torch.nn.functional as functional
+
+    real = functional.linear
+    functional.linear = lambda x, weight, bias=None: real(x.float(), weight.float(), bias).to(weight.dtype)
+
+
+def products_in_two():
+    """Matrix products of two halves that are added in bf16: torch allows a device this unless it is told otherwise."""
+    import torch.nn.functional as functional
+
+    real = functional.linear
+
+    def linear(x, weight, bias=None):
+        half = x.shape[-1] // 2
+        return real(x[..., :half], weight[:, :half], bias) + real(x[..., half:], weight[:, half:])
+
+    functional.linear = linear
+
+
+def products_of_32():
+    """Matrix products whose partial sums, of 32 terms each, are added in fp32."""
+    import torch.nn.functional as functional
+
+    real = functional.linear
+
+    def linear(x, weight, bias=None):
+        parts = zip(x.float().split(32, -1), weight.float().split(32, -1), strict=True)
+        total = sum(real(part, of_weight) for part, of_weight in parts)
+        return (total if bias is None else total + bias).to(weight.dtype)
+
+    functional.linear = linear
+
+
+def attention_by_torch():
+    """The attention that torch has for the CPU, in bf16, in place of the reference in fp32."""
+    import torch.nn.functional as functional
+
+    from conformance.kernels import reference
+
+    def attention(q, k, v, *, causal, softmax_scale=None):
+        members = q.shape[1] // k.shape[1]
+        heads = (q, k.repeat_interleave(members, 1), v.repeat_interleave(members, 1))
+        first = [each.transpose(0, 1)[None] for each in heads]
+        context = functional.scaled_dot_product_attention(*first, is_causal=causal, scale=softmax_scale)
+        return context[0].transpose(0, 1).contiguous()
+
+    reference.attention = attention
+
+
+def every_kernel_otherwise():
+    """Products in fp32, attention by torch, and RMSNorm that is rounded before its gain, at once."""
+    import torch.nn.functional as functional
+
+    def rms_norm(x, shape, weight, eps):
+        wide = x.float()
+        return (wide * (wide.square().mean(-1, keepdim=True) + eps).rsqrt()).to(x.dtype) * weight
+
+    products_in_fp32()
+    attention_by_torch()
+    functional.rms_norm = rms_norm
+
+
+def _by_name(*functions):
+    return {function.__name__.replace("_", "-"): function for function in functions}
+
+
+ROUNDINGS = _by_name(products_in_fp32, products_in_two, products_of_32, attention_by_torch, every_kernel_otherwise)
+FAULTS = _by_name(
+    bf16_accumulation,
+    attention_without_scale,
+    attention_scale_of_the_whole_width,
+    attention_sees_the_future,
+    rms_norm_of_the_sum,
+    rms_norm_without_weight,
+    rotary_not_applied,
+    dropped_all_reduce,
+    update_of_a_tenth,
+)
 FAULT = os.environ.get("FAULT", "")
-if FAULT and FAULT not in FAULTS:
+if FAULT and FAULT not in FAULTS | ROUNDINGS:
     sys.exit(f"unknown fault: {FAULT}")
