@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from conformance.checks.finding import Finding, Result
 from conformance.evidence import FAULTS
-from conformance.launch.samples import samples
-from conformance.launch.slow import BUSY_PERCENT, EVEN_SHARE
+from conformance.launch.slow import EVEN_SHARE
+from conformance.metrics.clocks import busy_clocks
 
 # A minute of samples; a slow moment at the start is no slow device.
 MIN_SAMPLES = 60
@@ -67,19 +66,19 @@ def _findings(check: str, seen: list[dict[str, Any]], good: str) -> list[Finding
     ]
 
 
-def even(telemetry: Mapping[str, Iterable[str]]) -> Finding:
+def even(telemetry: Mapping[str, Iterable[bytes]]) -> Finding:
     """Whether every device held about the same clock while it was busy.
 
     Args:
-        telemetry: Lines of each environment/telemetry-nodeN.csv, header first, by name.
+        telemetry: Each environment/telemetry-nodeN.csv in pieces, by name.
 
     Returns:
         The finding of check run-clocks; SKIP where fewer than two devices told their clocks for a minute.
     """
     clocks: dict[str, float] = {}
-    for name, lines in telemetry.items():
+    for name, pieces in telemetry.items():
         node = name.rsplit("-node", 1)[-1].removesuffix(".csv")
-        for index, counts in _busy_clocks(lines).items():
+        for index, counts in busy_clocks(pieces).items():
             if sum(counts.values()) >= MIN_SAMPLES:
                 clocks[f"device {index} of node {node}"] = float(statistics.median(counts.elements()))
     if len(clocks) < 2:
@@ -101,12 +100,3 @@ def even(telemetry: Mapping[str, Iterable[str]]) -> Finding:
         "environment/",
         "" if good else "Look for heat, a power cap or another process on that device.",
     )
-
-
-def _busy_clocks(lines: Iterable[str]) -> dict[str, Counter[int]]:
-    """Clocks in MHz of each device while it was busy, counted, so that days of samples take no memory."""
-    found: dict[str, Counter[int]] = {}
-    for sample in samples(lines):
-        if sample.busy_percent >= BUSY_PERCENT:
-            found.setdefault(sample.index, Counter())[sample.clock_mhz] += 1
-    return found

@@ -60,16 +60,16 @@ def telemetry(*clocks, samples=100, percent=99):
         for second in range(samples)
         for index, clock in enumerate(clocks)
     ]
-    return [HEADER, *rows, "2026/01/01 00:0"]
+    return "\n".join([HEADER, *rows, "2026/01/01 00:0"]).encode()
 
 
 def test_devices_of_one_speed():
-    finding = even({"environment/telemetry-node0.csv": telemetry(1755, 1740, 1755)})
+    finding = even({"environment/telemetry-node0.csv": [telemetry(1755, 1740, 1755)]})
     assert (finding.check, finding.result, finding.value) == ("run-clocks", Result.PASS, 1740)
 
 
 def test_a_slow_device_is_named_with_its_node():
-    files = {f"environment/telemetry-node{node}.csv": telemetry(1755, 1200 if node else 1755) for node in (0, 1)}
+    files = {f"environment/telemetry-node{node}.csv": [telemetry(1755, 1200 if node else 1755)] for node in (0, 1)}
     finding = even(files)
     assert finding.result is Result.FAIL
     assert "device 1 of node 1, held 1200 MHz" in finding.message
@@ -78,18 +78,18 @@ def test_a_slow_device_is_named_with_its_node():
 
 
 @pytest.mark.parametrize(
-    "lines",
+    "csv",
     [
-        [],
-        ["timestamp, index, utilization.cpu [%], clocks.cpu [MHz]", "x, 0, 99.0, 2000"],
+        b"",
+        b"timestamp, index, utilization.cpu [%], clocks.cpu [MHz]\nx, 0, 99.0, 2000",
         telemetry(1755),
         telemetry(1755, 300, samples=20),
         telemetry(1755, 300, percent=10),
         telemetry("[N/A]", "[N/A]"),
     ],
 )
-def test_what_does_not_tell_is_skipped(lines):
-    assert even({"environment/telemetry-node0.csv": lines}).result is Result.SKIP
+def test_what_does_not_tell_is_skipped(csv):
+    assert even({"environment/telemetry-node0.csv": [csv]}).result is Result.SKIP
 
 
 def test_a_fault_decides_the_verdict_of_a_run_whose_logs_are_good(run):
@@ -101,7 +101,7 @@ def test_a_fault_decides_the_verdict_of_a_run_whose_logs_are_good(run):
 
 
 def test_a_slow_device_is_reported_and_decides_nothing(run):
-    (run / "environment/telemetry-node0.csv").write_text("\n".join(telemetry(1755, 1200)))
+    (run / "environment/telemetry-node0.csv").write_bytes(telemetry(1755, 1200))
     judgement = judge(RunDirectory(run))
     assert next(f for f in judgement.findings if f.check == "run-clocks").result is Result.FAIL
     assert judgement.verdict is Verdict.REHEARSAL

@@ -1,0 +1,117 @@
+"""Clocks that devices held while they were busy, counted from gigabytes of telemetry."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+
+from conformance.launch.samples import BUSY, CLOCK, INDEX, MAX_MHZ, column, samples, split
+from conformance.launch.slow import BUSY_PERCENT
+
+# What is longer is no row of telemetry.
+_MAX_ROW = 1 << 16
+_MAX_DIGITS = 9
+
+Clocks = dict[str, Counter[int]]
+_Bytes = npt.NDArray[np.uint8]
+_Whole = npt.NDArray[np.int64]
+
+
+class _OddError(Exception):
+    """Rows that are not all of the form that a tool prints."""
+
+
+def busy_clocks(pieces: Iterable[bytes]) -> Clocks:
+    """Count the clocks of each device while it was busy, so that days of samples take no memory.
+
+    Args:
+        pieces: A telemetry CSV in pieces of any size, header first.
+
+    Returns:
+        How often each device held each clock in MHz.
+    """
+    found: Clocks = {}
+    blocks = _whole_rows(pieces)
+    header, _, rest = next(blocks, b"").partition(b"\n")
+    for block in chain([rest], blocks):
+        try:
+            counted = _count_columns(split(header.decode(errors="replace")), block)
+        except _OddError:
+            counted = _count_rows(header, block)
+        for name, clocks in counted.items():
+            found.setdefault(name, Counter()).update(clocks)
+    return found
+
+
+def _whole_rows(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Cut pieces anew, at the ends of rows; the last row of a sampler that was ended may lack its end."""
+    carry = b""
+    for piece in pieces:
+        if b"\r" in piece:
+            piece = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        head, end, tail = piece.rpartition(b"\n")
+        if end:
+            yield carry + head + end
+            carry = b""
+        carry = (carry + tail)[:_MAX_ROW]
+    yield carry
+
+
+def _count_rows(header: bytes, block: bytes) -> Clocks:
+    found: Clocks = {}
+    for sample in samples((header + b"\n" + block).decode(errors="replace").split("\n")):
+        if sample.busy_percent >= BUSY_PERCENT:
+            found.setdefault(sample.index, Counter())[sample.clock_mhz] += 1
+    return found
+
+
+def _count_columns(header: list[str], block: bytes) -> Clocks:
+    """Count what :func:`_count_rows` counts, of all rows at once; thirty times as fast."""
+    index, busy, clock = (column(header, pattern) for pattern in (INDEX, BUSY, CLOCK))
+    if index is None or busy is None or clock is None:
+        return {}
+    if not block.isascii():
+        raise _OddError
+    text = np.frombuffer(block, np.uint8)
+    row_ends = text == ord("\n")
+    ends = np.flatnonzero((text == ord(",")) | row_ends)
+    if not len(ends):
+        return {}
+    if len(ends) != len(header) * np.count_nonzero(row_ends):
+        raise _OddError
+    cells = ends.reshape(-1, len(header))
+    if not row_ends[cells[:, -1]].all():
+        raise _OddError
+    devices, whole = _numbers(text, cells, index)
+    percents, mhz = _numbers(text, cells, busy)[0], _numbers(text, cells, clock)[0]
+    if not whole.all():
+        raise _OddError
+    used = (percents >= BUSY_PERCENT) & (mhz >= 0) & (mhz <= MAX_MHZ)
+    pairs, counts = np.unique(devices[used] * (MAX_MHZ + 1) + mhz[used], return_counts=True)
+    found: Clocks = {}
+    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
+        found.setdefault(str(pair // (MAX_MHZ + 1)), Counter())[pair % (MAX_MHZ + 1)] = count
+    return found
+
+
+def _numbers(text: _Bytes, cells: _Whole, at: int) -> tuple[_Whole, npt.NDArray[np.bool_]]:
+    """The whole part of the number that begins each cell of a column, -1 for none; whether it is all of the cell."""
+    end = cells[:, at]
+    begin = cells[:, at - 1] + 1 if at else np.concatenate(([0], cells[:-1, -1] + 1))
+    begin = begin + (text[begin] == ord(" "))
+    if ((text[begin] <= ord(" ")) & (begin < end)).any():
+        raise _OddError
+    values, inside, length = np.zeros(len(end), np.int64), np.ones(len(end), np.bool_), np.zeros(len(end), np.int64)
+    for place in range(_MAX_DIGITS):
+        digits = text[np.minimum(begin + place, end)] - np.uint8(ord("0"))
+        inside &= digits < 10
+        if not inside.any():
+            break
+        values = np.where(inside, values * 10 + digits, values)
+        length += inside
+    plain = (begin + length == end) & ((text[begin] != ord("0")) | (length == 1)) & (length > 0)
+    return np.where(length > 0, values, -1), plain

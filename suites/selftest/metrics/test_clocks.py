@@ -1,0 +1,92 @@
+"""Telemetry of any form is counted to what reading it row by row gives."""
+
+import io
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conformance.launch.samples import samples
+from conformance.launch.slow import BUSY_PERCENT
+from conformance.metrics import clocks
+from conformance.metrics.clocks import busy_clocks
+
+HEADER = "timestamp, index, uuid, utilization.gpu [%], power.draw [W], clocks.current.sm [MHz]\n"
+ROW = "2026/01/01 00:00:00.000, {}, GPU-1, {}, 650.12 W, {}\n"
+
+relaxed = settings(deadline=None, max_examples=100)
+
+
+def row_by_row(data):
+    found = {}
+    for sample in samples(io.TextIOWrapper(io.BytesIO(data), errors="replace")):
+        if sample.busy_percent >= BUSY_PERCENT:
+            found.setdefault(sample.index, Counter())[sample.clock_mhz] += 1
+    return found
+
+
+def pieces(data, size):
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+def test_a_busy_device_is_counted_and_an_idle_one_is_not():
+    rows = [ROW.format(n % 8, "99 %" if n % 3 else "49.9 %", f"{1700 + n % 5} MHz") for n in range(4000)]
+    data = (HEADER + "".join(rows)).encode()
+    found = busy_clocks(pieces(data, 10_000))
+    assert sum(sum(count.values()) for count in found.values()) == 2666
+    assert found == row_by_row(data)
+    assert set(found) == set("01234567")
+
+
+def test_rows_of_one_form_are_not_read_one_by_one(monkeypatch):
+    monkeypatch.setattr(clocks, "_count_rows", lambda header, block: pytest.fail("read row by row"))
+    data = (HEADER + "".join(ROW.format(n % 8, "100 %", "1755 MHz") for n in range(1000))).encode()
+    assert sum(sum(count.values()) for count in busy_clocks(pieces(data, 1000)).values()) == 1000
+
+
+CELLS = st.sampled_from(
+    [
+        *("0", "7", "00", "15", " 3", "3 ", "99 %", "50", "49.99", "1.5", "1234567890", "-5"),
+        *(
+            "1755 MHz",
+            "100000",
+            "100001 MHz",
+            "",
+            "[N/A]",
+            "x",
+            "0x7",
+            "\t9",
+            "9\t",
+            '"1"',
+            "1,2",
+            "1\n2",
+            "1\r",
+            "é",
+            "٣",
+        ),
+    ]
+)
+
+
+@relaxed
+@given(st.lists(st.tuples(CELLS, CELLS, CELLS), max_size=12), st.integers(1, 300), st.booleans(), st.integers(0, 40))
+def test_whatever_the_cells_hold_and_wherever_the_pieces_are_cut(cells, size, dos, lost):
+    text = HEADER + "".join(ROW.format(*row) for row in cells)
+    if lost % 2:  # the index first
+        text = "".join(line.partition(", ")[2] for line in text.splitlines(keepends=True))
+    data = text.replace("\n", "\r\n" if dos else "\n").encode()
+    data = data[: len(data) - lost]
+    assert busy_clocks(pieces(data, size)) == row_by_row(data)
+
+
+@relaxed
+@given(st.binary(max_size=300))
+def test_bytes_at_random(data):
+    assert busy_clocks([HEADER.encode() + data]) == row_by_row(HEADER.encode() + data)
+    assert busy_clocks([data]) == row_by_row(data)
+
+
+def test_a_row_without_end_takes_no_memory():
+    data = HEADER.encode() + b"9" * 500_000 + b"\n" + ROW.format(3, 99, 1755).encode()
+    assert busy_clocks(pieces(data, 1000)) == {"3": {1755: 1}}
