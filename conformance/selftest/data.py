@@ -14,7 +14,7 @@ from conformance.checks import data as data_checks
 from conformance.checks.finding import Finding
 from conformance.data import Fingerprint, Shard
 from conformance.internevo.log import LogHead
-from conformance.metrics.curve import compare
+from conformance.metrics.curve import PAIRED_STEPS, compare
 from conformance.plan import Topology, make_plan
 from conformance.selftest.bench import Bench, Fault
 from conformance.spec import load_workload
@@ -55,14 +55,15 @@ DATA = Bench("data set", _good_data, _judge_data)
 
 def _good_losses(_: Path) -> dict[str, Any]:
     random = np.random.default_rng(0)
-    runs = 6 + np.exp(-np.arange(100) / 20) + random.normal(0, 0.01, (9, 100))
-    losses = tuple(tuple(map(float, run)) for run in runs[:8])
-    curve = Curve("tiny-perf", 2, 100, 1024, "dummy", tuple(range(8)), losses, "this suite")
-    return {"curve": curve, "loss": runs[8:]}
+    runs = 6 + np.exp(-np.arange(100) / 20) + random.normal(0, 0.01, (8, 100))
+    again = runs * random.normal(1, 1e-5, runs.shape)
+    losses, twins = (tuple(tuple(map(float, run)) for run in made) for made in (runs, again[:, :PAIRED_STEPS]))
+    curve = Curve("tiny-perf", 2, 100, 1024, "dummy", tuple(range(8)), losses, "this suite", "cpu", twins)
+    return {"curve": curve, "loss": runs[:1] * random.normal(1, 1e-5, (1, 100))}
 
 
 def _judge_losses(subject: dict[str, Any]) -> Sequence[Finding]:
-    return [curve_checks.agrees(compare(subject["curve"], subject["loss"]))]
+    return [curve_checks.agrees(compare(subject["curve"], subject["loss"], [0], "cpu"))]
 
 
 CURVE = Bench("loss curve", _good_losses, _judge_losses)
@@ -85,4 +86,10 @@ FAULTS = (
     Fault("data-loaded", "half of the data", DATA, lambda run: run.update(head=LogHead(data=(1, 20, 0)))),
     Fault("log-in-time", "the log of an earlier run", DATA, lambda run: run["record"].update(started=ENDED)),
     Fault("curve-agrees", "a constant offset of 3%", CURVE, lambda curve: curve.update(loss=curve["loss"] * 1.03)),
+    Fault(
+        "curve-agrees",
+        "less than seeds differ, in the first steps of a run whose seed has a reference run: 0.05%",
+        CURVE,
+        lambda curve: curve.update(loss=curve["loss"] * np.where(np.arange(100) < PAIRED_STEPS, 1.0005, 1)),
+    ),
 )
