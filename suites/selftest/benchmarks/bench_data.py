@@ -7,6 +7,9 @@ the same file, in rounds that take turns, and the best round counts; each includ
 lies on this machine, documents and sources, as JSON lines like RedPajama's; no text comes twice, since that would cost
 the script twice and us only the lookups. Without --internevo only this suite is measured. CPU seconds, of all processes
 together, are there for machines that others use as well.
+
+How it scales is told round by round: each number of workers against the first one of the same round, in wall time and in
+CPU seconds, and by the share of the parent, for which all workers wait: no number of cores goes beyond its inverse.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import os
 import random
 import resource
 import runpy
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,7 +33,7 @@ import psutil
 
 from conformance.data import rehearsal_tokenizer, train_folder
 
-ROUNDS = 2
+ROUNDS = 3
 HERE = Path(__file__).resolve().parent
 FOLDERS = [Path("/usr/share/doc"), Path("/usr/share/perl"), Path(sys.base_prefix) / "lib", Path(sys.prefix) / "lib"]
 SUFFIXES = {".txt", ".md", ".rst", ".py", ".pod", ".pm", ".html", ".c", ".h", ".js", ""}
@@ -63,21 +67,29 @@ def make_sample(path: Path, megabytes: float) -> None:
     print(f"only {size / 1e6:.0f} MB of text lie here")
 
 
-def measure(command: list[str]) -> tuple[float, float, float]:
-    """Run a command; return its seconds, CPU seconds, and the peak memory of it and its children in MiB."""
+Measured = tuple[float, float, float, float]
+
+
+def measure(command: list[str]) -> Measured:
+    """Run a command.
+
+    Returns:
+        Its seconds; CPU seconds of it and its children; the peak memory of all, in MiB; CPU seconds of it alone.
+    """
     before, begin = cpu_seconds(), time.perf_counter()
     process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    peak = 0.0
+    peak = own = 0.0
     while process.poll() is None:
         try:
             family = [process, *process.children(recursive=True)]
             peak = max(peak, sum(one.memory_info().rss for one in family) / 2**20)
+            own = sum(process.cpu_times()[:2])
         except psutil.NoSuchProcess:
             pass
         time.sleep(0.1)
     if process.returncode:
         raise SystemExit(f"{command} failed")
-    return time.perf_counter() - begin, cpu_seconds() - before, peak
+    return time.perf_counter() - begin, cpu_seconds() - before, peak, own
 
 
 def cpu_seconds() -> float:
@@ -99,7 +111,7 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--internevo", type=Path, metavar="PATH", help="checkout of a reference tag")
-    parser.add_argument("--megabytes", type=float, default=64, metavar="MB", help="size of the sample (default: 64)")
+    parser.add_argument("--megabytes", type=float, default=160, metavar="MB", help="size of the sample (default: 160)")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], metavar="N", help="default: 1 2")
     parser.add_argument("--text", type=Path, metavar="FILE", help="a .jsonl file in place of the sample")
     args = parser.parse_args()
@@ -113,7 +125,8 @@ def main() -> int:
             make_sample(sample, args.megabytes)
         size = sample.stat().st_size / 1e6
         print(f"{size:.1f} MB of JSON lines, {len(os.sched_getaffinity(0))} cores\n", flush=True)
-        best: dict[str, tuple[float, float, float]] = {}
+        best: dict[str, Measured] = {}
+        rounds: dict[int, list[Measured]] = {workers: [] for workers in args.workers}
         for number in range(ROUNDS):
             if args.internevo is not None:
                 tool = script["lay_out"](args.internevo, rehearsal_tokenizer(), folder / f"internevo{number}")
@@ -123,27 +136,41 @@ def main() -> int:
                 )
             for workers in args.workers:
                 out = folder / f"out{number}-{workers}"
-                keep(best, f"{workers} workers", measure(ours(sample, out, workers)))
+                rounds[workers].append(measure(ours(sample, out, workers)))
+                keep(best, f"{workers} workers", rounds[workers][-1])
         made = train_folder(out) / "en" / f"{sample.stem}-00000.bin"
         if args.internevo is not None:
             same = all(filecmp.cmp(folder / f"0.bin{end}", f"{made}{end}", shallow=False) for end in ("", ".meta"))
             print(f"bin and meta {'are the same bytes' if same else 'DIFFER'}\n")
         keep(best, "check", measure([sys.executable, "-m", "conformance.cli", "data", "check", str(out)]))
         keep(best, "fingerprint", measure([sys.executable, "-m", "conformance.cli", "data", "fingerprint", str(out)]))
-        base, base_cpu, _ = next(iter(best.values()))
+        base, base_cpu, *_ = next(iter(best.values()))
         print(f"{'':20}{'seconds':>9}{'MB/s':>8}{'times':>7}{'CPU s':>9}{'times':>7}{'peak MiB':>10}")
-        for way, (seconds, cpu, peak) in best.items():
+        for way, (seconds, cpu, peak, _) in best.items():
             print(
                 f"{way:20}{seconds:9.2f}{size / seconds:8.2f}{base / seconds:7.1f}"
                 f"{cpu:9.2f}{base_cpu / cpu:7.1f}{peak:10.0f}"
             )
+        show_scaling(rounds)
     return 0
 
 
-def keep(best: dict[str, tuple[float, float, float]], way: str, found: tuple[float, float, float]) -> None:
+def show_scaling(rounds: dict[int, list[Measured]]) -> None:
+    """Print how much quicker more workers were, round by round, and what holds them back."""
+    fewest, *more = rounds
+    print(f"\n{'':20}{'median of rounds: times as fast':>33}{'CPU s, times':>14}{'the parent, of all CPU s':>26}")
+    for workers in more:
+        pairs = list(zip(rounds[fewest], rounds[workers], strict=True))
+        faster = statistics.median(one[0] / other[0] for one, other in pairs)
+        dearer = statistics.median(other[1] / one[1] for one, other in pairs)
+        parent = statistics.median(other[3] / other[1] for _, other in pairs)
+        print(f"{workers} workers to {fewest:<7}{faster:33.2f}{dearer:14.2f}{parent:26.1%}")
+
+
+def keep(best: dict[str, Measured], way: str, found: Measured) -> None:
     """Keep the quicker round, and the higher peak."""
-    seconds, cpu, peak = best.get(way, found)
-    best[way] = min(seconds, found[0]), min(cpu, found[1]), max(peak, found[2])
+    seconds, cpu, peak, own = best.get(way, found)
+    best[way] = min(seconds, found[0]), min(cpu, found[1]), max(peak, found[2]), min(own, found[3])
 
 
 if __name__ == "__main__":
