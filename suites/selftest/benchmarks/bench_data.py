@@ -8,7 +8,7 @@ lies on this machine, documents and sources, as JSON lines like RedPajama's; no 
 the script twice and us only the lookups. Without --internevo only this suite is measured. CPU seconds, of all processes
 together, are there for machines that others use as well.
 
-How it scales is told round by round: each number of workers against the first one of the same round, in wall time and in
+How it scales is told round by round: each number of workers against the first of the same round, in wall time and in
 CPU seconds, and by the share of the parent, for which all workers wait: no number of cores goes beyond its inverse.
 """
 
