@@ -19,7 +19,7 @@ from conformance.internevo.log import Event, LineCounts, RunLog, parse_log
 from conformance.internevo.log.records import CHECKPOINT_SAVED, EXCEPTION, KILLED, OVERFLOW
 from conformance.metrics.facts import Facts, gather, updates_at
 from conformance.metrics.loss import Loss, loss_of
-from conformance.metrics.segments import Clock, join, merge
+from conformance.metrics.segments import Clock, join, merge, share_out
 from conformance.metrics.target import held
 from conformance.metrics.throughput import Tflops, Throughput, tflops, throughput
 from conformance.plan import Plan
@@ -249,13 +249,15 @@ def analyze_logs(
         plan: What the run was planned to be.
         workload: The workload it claims to be, where there is no plan.
         limits: What else its figures are held against.
-        others: Events of the other ranks' logs.
+        others: Events of the other ranks' logs; each is told of the run that was under way.
 
     Returns:
         One analysis for each run, resumed segments put together.
     """
     workload = plan.workload if plan is not None else workload
-    return [_analyze(run, plan, workload, limits or Limits(), tuple(others)) for run in join(logs)]
+    runs = join(logs)
+    theirs = share_out(runs, others)
+    return [_analyze(run, plan, workload, limits or Limits(), told) for run, told in zip(runs, theirs, strict=True)]
 
 
 def _analyze(
@@ -277,7 +279,7 @@ def _analyze(
         facts=facts,
         plan=plan,
         workload=workload,
-        counts=tuple(segment.counts for segment in segments),
+        refused=tuple(segment.refused for segment in segments),
         overlaps=overlaps,
         continued=head.resumed_from is not None,
         heads=tuple(segment.head for segment in segments if len(segment.steps)),
@@ -353,7 +355,7 @@ def _outcome(
         # The end of a run whose beginning nobody has shown is a fragment.
         whole = last.head.resumed_from is not None or updates_at(steps)[0] <= 1
         return ("completed", True) if whole else ("unknown", None)
-    if last.counts.cut:
+    if last.refused.cut:
         return "truncated", False
     if _was_stopped(last):
         return "stopped", False

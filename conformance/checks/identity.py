@@ -30,10 +30,10 @@ def readable(subject: Subject) -> Finding:
     Returns:
         The finding of check log-readable.
     """
-    refused = sum(counts.refused for counts in subject.counts) - sum(counts.cut for counts in subject.counts)
+    refused = sum(part.lines - part.cut for part in subject.refused)
     if refused <= 0:
         return Finding("log-readable", Result.PASS, "Every line of metrics can be read.", 0.0, "lines", 0.0)
-    examples = [example for counts in subject.counts for example in counts.examples]
+    examples = [example for part in subject.refused for example in part.examples]
     message = f"{refused} lines of metrics cannot be read, such as {examples[0] if examples else 'none shown'}"
     return Finding("log-readable", Result.FAIL, message, float(refused), "lines", 0.0, next_step=RAW)
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from conformance.checks.finding import Finding, Result
-from conformance.internevo.log import LineCounts, LogHead
+from conformance.internevo.log import LogHead, Refused
 from conformance.metrics.facts import Facts
 from conformance.plan import Plan
 from conformance.spec import Workload
@@ -34,7 +34,7 @@ class Subject:
         facts: What it was.
         plan: What it was planned to be.
         workload: The workload that it claims to be.
-        counts: Where the lines of its files went.
+        refused: What of each of its segments cannot be read.
         overlaps: Steps that two segments both made, as pairs of frames of equal length: the earlier, the later.
         continued: Whether the first step continues a checkpoint whose own log is not here.
         heads: What each process that made steps says before its first; empty where ``head`` is the only one.
@@ -45,7 +45,7 @@ class Subject:
     facts: Facts
     plan: Plan | None = None
     workload: Workload | None = None
-    counts: tuple[LineCounts, ...] = ()
+    refused: tuple[Refused, ...] = ()
     overlaps: tuple[tuple[pd.DataFrame, pd.DataFrame], ...] = ()
     continued: bool = False
     heads: tuple[LogHead, ...] = ()

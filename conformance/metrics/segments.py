@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 import pandas as pd
@@ -61,6 +62,36 @@ def join(logs: Sequence[RunLog]) -> list[list[RunLog]]:
             runs.append(before := _Run([]))
         before.add(log)
     return [run.segments for run in runs]
+
+
+def share_out(runs: Sequence[Sequence[RunLog]], events: Iterable[Event]) -> list[tuple[Event, ...]]:
+    """Give each event of another rank's log to the run that was under way.
+
+    Args:
+        runs: The segments of each run.
+        events: The events.
+
+    Returns:
+        The events of each run: of those that had begun before, the one that began last. What tells no time stands with
+        the last run, and what came before them all with the first.
+    """
+    begun = [min((time for log in run if (time := _begun(log)) is not None), default=None) for run in runs]
+    shares: list[list[Event]] = [[] for _ in runs]
+    for event in events if runs else ():
+        before = [
+            (begin, place)
+            for place, begin in enumerate(begun)
+            if begin is not None and event.time is not None and begin <= event.time
+        ]
+        timed = event.time is not None and any(begun)
+        shares[max(before)[1] if before else 0 if timed else -1].append(event)
+    return [tuple(share) for share in shares]
+
+
+def _begun(log: RunLog) -> datetime | None:
+    """When a log's ranks had found one another; where it does not tell, when its first step was logged."""
+    times = log.steps["time"].dropna()
+    return log.head.begun or (times.iloc[0].to_pydatetime() if len(times) else None)
 
 
 def _alike(a: RunLog, b: RunLog) -> bool:

@@ -4,13 +4,14 @@ import io
 import json
 import re
 import runpy
+import warnings
 from pathlib import Path
 
 import pytest
 
 from conformance.analysis import Limits, analyze, analyze_logs
 from conformance.checks.finding import Result
-from conformance.internevo.log import parse_log
+from conformance.internevo.log import parse_log, parser
 from conformance.plan import Topology, make_plan
 from conformance.spec import load_checks, load_workload
 from conformance.spec.floors import Floor
@@ -203,6 +204,46 @@ def test_runs_in_one_file_are_judged_as_they_are_alone(logs):
 
     together = analyze(io.BytesIO(b"".join(logs)))
     assert [told(run) for run in together] == [told(only(log)) for log in logs]
+
+
+def refused(data):
+    """What log-readable finds of each run."""
+    findings = [f for run in analyze(io.BytesIO(data)) for f in run.findings if f.check == "log-readable"]
+    return [(finding.result, finding.value) for finding in findings]
+
+
+def test_lines_that_cannot_be_read_are_held_against_the_run_among_whose_lines_they_stand(monkeypatch):
+    good, bad = (Result.PASS, 0.0), (Result.FAIL, 2.0)
+    lines = SLICE.splitlines(keepends=True)
+    cut = b"".join([*lines[:-8], *2 * [next(x for x in lines if b" tflops=" in x).replace(b" step=", b" stop=")]])
+    cut += b"".join(lines[-8:])
+    assert refused(EXHAUSTED + cut) == [good, bad]
+    assert refused(cut + EXHAUSTED) == [bad, good]
+    assert refused(cut + cut) == [bad, bad]
+    # Where there are too many to note where each stands, no run is cleared.
+    monkeypatch.setattr(parser, "_MAX_REFUSALS", 1)
+    assert [result for result, _ in refused(cut + EXHAUSTED)] == [Result.FAIL, Result.FAIL]
+
+
+def test_a_line_that_cannot_be_read_counts_once_in_a_run_of_two_segments():
+    run = Run(total_steps=60)
+    bad = run.text(last=40).splitlines(keepends=True)[-1].replace(b" step=", b" stop=")
+    assert refused(run.text(last=40) + bad + run.text(first=40)) == [(Result.FAIL, 1.0)]
+
+
+def test_only_the_last_run_of_a_file_can_end_in_a_line_that_was_cut_off():
+    first, second = Run(total_steps=60).text(last=40), Run(total_steps=50, seed=1).text()[:-300]
+    runs = analyze(io.BytesIO(first + second))
+    assert [run.segments[-1].refused.cut for run in runs] == [False, True]
+
+
+def test_a_log_of_very_many_layouts_is_no_reason_for_a_warning():
+    line = next(line for line in SLICE.splitlines() if b" tflops=" in line)
+    data = b"".join(line.replace(b" step=0 ", b" step=%d " % n) + b" x%d=1 \n" % n for n in range(200))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (run,) = analyze(io.BytesIO(data))
+    assert len(run.steps) == 200
 
 
 def test_two_runs_side_by_side_are_resumed_each_by_its_own():

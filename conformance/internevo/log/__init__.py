@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import BinaryIO
 
@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 
 from conformance.internevo.log.messages import Head
-from conformance.internevo.log.parser import LINE, MAX_RUNS, META, SOURCE, TIME, Layout, Parser, Rows
-from conformance.internevo.log.records import COLUMNS, Event, LineCounts, LogHead, RunLog
+from conformance.internevo.log.parser import LINE, MAX_EXAMPLES, MAX_RUNS, META, SOURCE, TIME, Layout, Parser, Rows
+from conformance.internevo.log.records import COLUMNS, Event, LineCounts, LogHead, Refused, RunLog
 
-Events = tuple[Event, ...]
+# The lines of a run: the first, and the one after its last.
+Span = tuple[int, int]
 
-__all__ = ["COLUMNS", "Event", "LineCounts", "LogHead", "RunLog", "parse_log"]
+__all__ = ["COLUMNS", "Event", "LineCounts", "LogHead", "Refused", "RunLog", "parse_log"]
 
 
 def parse_log(stream: BinaryIO, name: str = "") -> list[RunLog]:
@@ -34,16 +35,34 @@ def parse_log(stream: BinaryIO, name: str = "") -> list[RunLog]:
     parser = Parser()
     parser.read(stream)
     frame = _frame(parser.rows)
-    runs = [(head, piece, told) for head, part in _by_head(frame, parser) for piece, told in part]
-    runs = [(head, _without_cut_rows(piece, parser), told) for head, piece, told in runs]
+    runs = [
+        (head, _without_cut_rows(piece, parser), span) for head, part in _by_head(frame, parser) for piece, span in part
+    ]
     counts = _counts(parser)
     if not (len(frame) or counts.known or counts.refused):
         return []
-    return [
-        RunLog(_steps(piece, parser), head, told, counts, name)
-        for head, piece, told in runs
-        if len(piece) or told or head != LogHead()
+    events = sorted(parser.events, key=lambda event: event.line)
+    refusals = sorted(parser.refusals)
+    found = [
+        RunLog(
+            _steps(piece, parser), head, tuple(_within(span, events)), counts, name, _refused(span, refusals, counts)
+        )
+        for head, piece, span in runs
     ]
+    return [run for run in found if len(run.steps) or run.events or run.head != LogHead()]
+
+
+def _within(span: Span, events: Sequence[Event]) -> Sequence[Event]:
+    first, last = (bisect_left(events, line, key=lambda event: event.line) for line in span)
+    return events[first:last]
+
+
+def _refused(span: Span, refusals: Sequence[tuple[int, int, str]], counts: LineCounts) -> Refused:
+    first, last = (bisect_left(refusals, (line,)) for line in span)
+    # Where those stand that are too many to be kept, nobody has noted; no run is cleared of them.
+    lines = counts.refused - sum(pieces for _, pieces, _ in (*refusals[:first], *refusals[last:]))
+    examples = [example for _, _, example in refusals[first:last] if example]
+    return Refused(lines, tuple(examples[:MAX_EXAMPLES]), counts.cut and span[1] > counts.lines)
 
 
 def _frame(layouts: dict[Layout, Rows]) -> pd.DataFrame:
@@ -70,25 +89,22 @@ def _frame(layouts: dict[Layout, Rows]) -> pd.DataFrame:
     return frame if ordered else frame.sort_values(["line", "step"], ignore_index=True)
 
 
-def _by_head(frame: pd.DataFrame, parser: Parser) -> Iterator[tuple[LogHead, list[tuple[pd.DataFrame, Events]]]]:
+def _by_head(frame: pd.DataFrame, parser: Parser) -> Iterator[tuple[LogHead, list[tuple[pd.DataFrame, Span]]]]:
     """Cut the file at each head, between the launchers' prefixes, and where the steps start over.
 
     Yields:
-        Each head, with the rows and events of the runs that stand under it.
+        Each head, with the rows of the runs that stand under it and the lines from which and up to which each stands.
     """
     heads = parser.heads
     if len(heads) > 1 and "data_parallel" not in heads[0][1] and not (frame["line"] < heads[1][0]).any():
         # What stands before the first head belongs to it.
         heads = [(0, {**heads[0][1], **heads[1][1]}), *heads[2:]]
     ends = [line for line, _ in heads[1:]] + [parser.counts["lines"] + 1]
-    events = sorted(parser.events, key=lambda event: event.line)
-    at = [event.line for event in events]
     for (start, head), end in zip(heads, ends, strict=True):
         first, last = np.searchsorted(frame["line"].to_numpy(), [start, end])
         pieces = _pieces(frame.iloc[first:last])
         begins = [start, *(int(piece["line"].iloc[0]) for piece in pieces[1:]), end]
-        told = [tuple(events[bisect_left(at, a) : bisect_left(at, b)]) for a, b in pairwise(begins)]
-        yield _head(head), list(zip(pieces, told, strict=True))
+        yield _head(head), list(zip(pieces, pairwise(begins), strict=True))
 
 
 def _pieces(frame: pd.DataFrame) -> list[pd.DataFrame]:
@@ -125,7 +141,8 @@ def _steps(piece: pd.DataFrame, parser: Parser) -> pd.DataFrame:
     else:
         layouts = list(parser.rows)
         known = {"line", "time", "step", "loss", "tgs"}.union(*(layouts[i] for i in piece["layout"].unique()))
-        steps = piece[[column for column in piece if column in known]]
+        # Whole again: to a frame that many layouts were put together to, no column can be added quickly.
+        steps = piece[[column for column in piece if column in known]].copy()
     steps.index = pd.RangeIndex(len(steps))
     return steps
 
@@ -137,5 +154,6 @@ def _head(head: Head) -> LogHead:
 
 def _counts(parser: Parser) -> LineCounts:
     counts = parser.counts
+    shown = [example for _, _, example in parser.refusals if example]
     other = counts["lines"] - counts["steps"] - counts["known"] - counts["refused"]
-    return LineCounts(**counts, other=max(0, other), examples=tuple(parser.examples), cut=parser.cut)
+    return LineCounts(**counts, other=max(0, other), examples=tuple(shown[:MAX_EXAMPLES]), cut=parser.cut)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -37,7 +37,8 @@ _MAX_EVENTS = 1000  # of one kind, the first ones and as many of the last
 MAX_RUNS = 200
 _MAX_SOURCES = 1024
 _MAX_CODE_LINES = 200
-_MAX_EXAMPLES = 5
+MAX_EXAMPLES = 5
+_MAX_REFUSALS = 10_000
 _LOOSE_ROWS = 4096
 
 Layout = tuple[str, ...]
@@ -118,7 +119,7 @@ class Parser:
         heads: For each run found, the line of its beginning and what its head says.
         events: What the log tells besides, in no order.
         counts: Lines by what became of them: lines, steps, known, refused; and events that were dropped.
-        examples: Some refused lines, with the reason.
+        refusals: The first refused lines: number, pieces, and of some the text with the reason.
         first_lines: Beginning of the first line of each layout, by its number.
         cut: Whether the file ends in the middle of a line of metrics.
     """
@@ -128,7 +129,7 @@ class Parser:
         self.heads: list[tuple[int, Head]] = [(0, {})]
         self.events: list[Event] = []
         self.counts = {"lines": 0, "steps": 0, "known": 0, "refused": 0, "events_dropped": 0}
-        self.examples: list[str] = []
+        self.refusals: list[tuple[int, int, str]] = []
         self.first_lines: dict[int, bytes] = {}
         self.cut = False
         self._prelude: Head = {}
@@ -136,6 +137,7 @@ class Parser:
         self._told: dict[tuple[str, bool], tuple[list[Event], deque[Event]]] = {}
         self._templates: list[Template] = []
         self._columns: set[str] = set()
+        self._examples_of: Counter[int] = Counter()
         self._sources: dict[bytes, int] = {}
         self._record: _Record | None = None
         self._loose: dict[Layout, list[tuple[int, float, int, list[float]]]] = {}
@@ -172,8 +174,12 @@ class Parser:
             pieces: Lines that it was wrapped over.
         """
         self.counts["refused"] += pieces
-        if len(self.examples) < _MAX_EXAMPLES:
-            self.examples.append(f"line {line}: {reason}: {text(example[:160])}")
+        if len(self.refusals) < _MAX_REFUSALS:
+            run = len(self.heads)
+            self._examples_of[run] += 1
+            shown = self._examples_of[run] <= MAX_EXAMPLES
+            told = f"line {line}: {reason}: {text(example[:160])}" if shown else ""
+            self.refusals.append((line, pieces, told))
 
     def _scan(self, chunk: bytes, line: int, depth: int) -> int:
         """Read whole lines: those that the template at ``depth`` matches by it, the rest by the templates after it.
@@ -285,7 +291,7 @@ class Parser:
             return
         self._traces.close(source)
         if STARTS_RUN.match(message) and len(self.heads) < MAX_RUNS:
-            self.heads.append((line, self._prelude))
+            self.heads.append((line, {**self._prelude, "begun": time}))
             self._prelude = {}
         head = self._prelude if IN_PRELUDE.match(message) else self.heads[-1][1]
         known, told = read_message(head, message)

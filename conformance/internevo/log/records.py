@@ -104,6 +104,7 @@ class LogHead:
         hosts: Hosts that ranks said they run on.
         code_lines: Line of the source file that wrote a message, by file and function; tells versions apart.
         peak_reserved_gib: Largest device memory that the allocator reserved, as far as logged, in GiB.
+        begun: When its ranks had found one another, by the clock of the logging host.
     """
 
     data_parallel: int | None = None
@@ -122,6 +123,7 @@ class LogHead:
     hosts: tuple[str, ...] = ()
     code_lines: Mapping[str, int] = field(default_factory=dict)
     peak_reserved_gib: float | None = None
+    begun: datetime | None = None
 
     @property
     def empty(self) -> bool:
@@ -162,6 +164,21 @@ class LineCounts:
 
 
 @dataclass(frozen=True)
+class Refused:
+    """What of one run carries metrics but cannot be trusted.
+
+    Args:
+        lines: Lines, or pieces of lines.
+        examples: Some of them, each with its line number and the reason.
+        cut: Whether the last of them is a write that the end of the file cut off.
+    """
+
+    lines: int = 0
+    examples: tuple[str, ...] = ()
+    cut: bool = False
+
+
+@dataclass(frozen=True)
 class RunLog:
     """One run, or one segment of a resumed run, found in a log.
 
@@ -171,6 +188,7 @@ class RunLog:
         events: What else the log tells, in the order of the file.
         counts: Where the lines of the whole file went.
         name: Name of the file, for findings.
+        refused: Which of the refused lines stand where this run does.
     """
 
     steps: pd.DataFrame
@@ -178,6 +196,7 @@ class RunLog:
     events: tuple[Event, ...]
     counts: LineCounts
     name: str = ""
+    refused: Refused = Refused()
 
     @property
     def exceptions(self) -> tuple[Event, ...]:

@@ -79,6 +79,40 @@ def test_a_crash_on_another_rank_is_the_runs():
     assert (shown["type"], shown["rank"], shown["host"], shown["after_step"]) == ("ValueError", 7, "n7", 39)
 
 
+def next_day(text):
+    return text.replace(b"2026-01-01", b"2026-01-02").replace(b"2025-12-31", b"2026-01-01")
+
+
+@pytest.mark.parametrize(
+    ("day", "crashed"),
+    [
+        (b"2025-12-30", ["crashed", "completed"]),
+        (b"2026-01-01", ["crashed", "completed"]),
+        (b"2026-01-02", ["completed", "crashed"]),
+    ],
+)
+def test_a_crash_on_another_rank_is_held_against_the_run_that_was_under_way(day, crashed):
+    raised = RAISED.encode().replace(b"2026-01-01", day) + b"ValueError: rank 7 died\n"
+    others = parse_log(io.BytesIO(raised))[0].exceptions
+    both = RUN.text() + next_day(RUN.text())
+    runs = analyze(io.BytesIO(both), others=others)
+    assert [run.outcome for run in runs] == crashed
+    assert [len(run.exceptions) for run in runs] == [int(outcome == "crashed") for outcome in crashed]
+
+
+def test_a_crash_before_the_first_step_is_held_against_the_run_that_had_begun():
+    others = parse_log(io.BytesIO(next_day(RAISED.encode()) + b"ValueError: rank 7 died\n"))[0].exceptions
+    runs = analyze(io.BytesIO(RUN.text() + next_day(RUN.text(last=0))), others=others)
+    assert [run.outcome for run in runs] == ["completed", "crashed"]
+
+
+def test_a_signal_that_tells_no_time_stands_with_the_last_run():
+    others = parse_log(io.BytesIO(b"Signal 9 (SIGKILL) received by PID 12\n"))[0].exceptions
+    both = RUN.text(last=30) + next_day(RUN.text(last=20))
+    runs = analyze(io.BytesIO(both), others=others)
+    assert [(run.outcome, len(run.exceptions)) for run in runs] == [("truncated", 0), ("crashed", 1)]
+
+
 def test_a_crash_before_a_resumption_is_told_but_not_held_against_the_run():
     text = RUN.text(last=30) + f"{RAISED}RuntimeError: link down\n".encode() + RUN.text(first=25)
     (run,) = analyze(io.BytesIO(text))
