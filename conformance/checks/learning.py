@@ -104,7 +104,7 @@ def perplexity(subject: Subject) -> Finding:
         return skip(check, "The log has no loss_from_metric or no perplexity.")
     mean, shown = subject.column("loss_from_metric"), subject.column("perplexity")
     # Up to v0.2.3 the perplexity alone goes through sums in bf16: 2 parts in a thousand on real runs, at the most.
-    bad = apart(np.log(shown), mean, 2 * HALF_DIGIT + HALF_DIGIT / shown + 4e-3 * np.abs(mean))
+    bad = apart(np.log(shown), mean, 2 * HALF_DIGIT + HALF_DIGIT / shown + 4e-3 * np.abs(mean)) | (shown <= 0)
     relation = "the logarithm of the perplexity is loss_from_metric"
     return judge(check, subject, bad, relation, "rounded to four decimals, and bf16", (np.log(shown), mean))
 

@@ -98,6 +98,7 @@ TABLE = [
     ("acc", to(b"1.2"), {"log-ranges"}),
     ("perplexity", times(1.01), {"log-perplexity"}),
     ("perplexity", times(0.99), {"log-perplexity"}),
+    ("perplexity", to(b"0.0"), {"log-perplexity"}),
     ("acc/en", times(0.99), {"log-types"}),
     ("acc/cn", to(b"0.5"), {"log-types"}),
     ("acc/code", to(b"0.5"), {"log-types"}),
