@@ -123,15 +123,18 @@ def data_types(subject: Subject) -> Finding:
     names = [name for name in names if subject.has(f"acc/{name}", f"loss/{name}")]
     if not names or not subject.has("acc", "loss_from_metric"):
         return skip(check, "The log has no figures by type of data.")
-    count, right, cost = (
-        np.array([subject.column(f"{kind}/{name}") for name in names]) for kind in ("tokens", "acc", "loss")
-    )
-    total = count.sum(axis=0)
-    bad: Bools = ((count < 0) | (count != np.floor(count))).any(axis=0)
-    # A type without tokens in a batch has accuracy 0 and no loss.
-    bad |= ((count == 0) & ((right != 0) | ~np.isnan(cost))).any(axis=0)
-    for values, name in ((right, "acc"), (cost, "loss_from_metric")):
-        mean = np.where(count > 0, count * values, 0.0).sum(axis=0) / total
+    total, accuracy, loss = (np.zeros(len(subject.steps)) for _ in range(3))
+    bad = np.zeros(len(total), dtype=np.bool_)
+    for name in names:  # one by one: of all types at once, a long run's figures take much memory
+        count, right, cost = (subject.column(f"{kind}/{name}") for kind in ("tokens", "acc", "loss"))
+        bad |= (count < 0) | (count != np.floor(count))
+        # A type without tokens in a batch has accuracy 0 and no loss.
+        bad |= (count == 0) & ((right != 0) | ~np.isnan(cost))
+        total += count
+        accuracy += np.where(count > 0, count * right, 0.0)
+        loss += np.where(count > 0, count * cost, 0.0)
+    for weighted, name in ((accuracy, "acc"), (loss, "loss_from_metric")):
+        mean = weighted / total
         bad |= (total > 0) & apart(mean, subject.column(name), 2 * HALF_DIGIT + 1e-3 * np.abs(mean))
     relation = "accuracy and loss by type of data, weighted by their tokens, are those over all"
     if subject.facts.tokens_per_step is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import pairwise
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -66,27 +67,31 @@ def _refused(span: Span, refusals: Sequence[tuple[int, int, str]], counts: LineC
 
 
 def _frame(layouts: dict[Layout, Rows]) -> pd.DataFrame:
-    frames = []
-    for number, (layout, rows) in enumerate(layouts.items()):
-        matrix = rows.matrix[:, : rows.count]
-        frame = pd.DataFrame(matrix[META:].T, columns=list(layout), copy=False)
-        frame["step"] = frame["step"].astype(np.int64)
-        frame.insert(0, "line", matrix[LINE].astype(np.int64))
-        times = np.full(rows.count, np.datetime64("NaT", "ms"))
-        known = np.isfinite(matrix[TIME])
-        times[known] = matrix[TIME][known].astype(np.int64).astype("datetime64[ms]")
-        frame.insert(1, "time", times)
-        frame["source"] = matrix[SOURCE].astype(np.int64)
-        frame["layout"] = number
-        frames.append(frame)
+    frames = [_frame_of(rows, layout, number) for number, (layout, rows) in enumerate(layouts.items())]
     if not frames:
-        empty = {"line": "int64", "time": "datetime64[ms]", "step": "int64", "loss": "float64", "tgs": "float64"}
-        empty |= {"source": "int64", "layout": "int64"}
-        return pd.DataFrame(columns=list(empty)).astype(empty)
+        return _no_rows()
     frame = frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
     # Two rows have one line where a write was cut short and the next one follows it there.
     ordered = frame["line"].is_monotonic_increasing
     return frame if ordered else frame.sort_values(["line", "step"], ignore_index=True)
+
+
+def _frame_of(rows: Rows, layout: Layout, number: int) -> pd.DataFrame:
+    times = np.full(rows.count, np.datetime64("NaT", "ms"))
+    known = np.isfinite(rows.filled(TIME))
+    times[known] = rows.filled(TIME)[known].astype(np.int64).astype("datetime64[ms]")
+    columns: dict[str, np.ndarray[Any, Any]] = {"line": rows.filled(LINE).astype(np.int64), "time": times}
+    columns |= {name: rows.filled(META + place) for place, name in enumerate(layout)}
+    columns |= {"step": columns["step"].astype(np.int64), "source": rows.filled(SOURCE).astype(np.int64)}
+    columns |= {"layout": np.full(rows.count, number)}
+    # A long log has room once; to very many columns apart from one another none can be added quickly.
+    return pd.DataFrame(columns, copy=len(columns) > 80)
+
+
+@cache
+def _no_rows() -> pd.DataFrame:
+    names = {"line": "int64", "time": "datetime64[ms]", "step": "int64", "loss": "float64", "tgs": "float64"}
+    return pd.DataFrame(columns=[*names, "source", "layout"]).astype({**names, "source": "int64", "layout": "int64"})
 
 
 def _by_head(frame: pd.DataFrame, parser: Parser) -> Iterator[tuple[LogHead, list[tuple[pd.DataFrame, Span]]]]:
@@ -136,7 +141,7 @@ def _without_cut_rows(piece: pd.DataFrame, parser: Parser) -> pd.DataFrame:
 def _steps(piece: pd.DataFrame, parser: Parser) -> pd.DataFrame:
     """The rows of one run, with the columns that its own lines have."""
     if len(parser.rows) < 2:
-        steps = piece.copy(deep=False)  # a long log has room once
+        steps = piece.copy(deep=False)
         del steps["source"], steps["layout"]
     else:
         layouts = list(parser.rows)

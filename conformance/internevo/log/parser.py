@@ -42,7 +42,7 @@ _MAX_REFUSALS = 10_000
 _LOOSE_ROWS = 4096
 
 Layout = tuple[str, ...]
-# The first rows of a matrix of rows; the values follow.
+# The first columns of the rows; the values follow.
 LINE, TIME, SOURCE = range(3)
 META = 3
 
@@ -51,12 +51,13 @@ class Rows:
     """Rows of one layout, in the order in which they were read.
 
     Attributes:
-        matrix: Room for them, shape (META + columns, room); what is not filled yet takes no memory.
+        columns: Room for them: LINE, TIME, SOURCE and the values, each of shape (room,). In one matrix, every growth
+            would need room for all of it twice.
         count: How many there are.
     """
 
     def __init__(self, layout: Layout) -> None:
-        self.matrix = np.empty((META + len(layout), 256))
+        self.columns = [np.empty(256) for _ in range(META + len(layout))]
         self.count = 0
 
     def add(self, lines: Matrix, times: Matrix, source: Matrix | float, values: Matrix) -> None:
@@ -69,13 +70,25 @@ class Rows:
             values: Their values, shape (columns, rows).
         """
         begin, self.count = self.count, self.count + len(lines)
-        room = self.matrix.shape[1]
+        room = len(self.columns[LINE])
         if room < self.count:
-            grown = np.empty((len(self.matrix), max(4 * room, self.count)))
-            grown[:, :begin] = self.matrix[:, :begin]
-            self.matrix = grown
-        for place, row in ((LINE, lines), (TIME, times), (SOURCE, source), (slice(META, None), values)):
-            self.matrix[place, begin : self.count] = row
+            room = max(2 * room, self.count)
+            for place, column in enumerate(self.columns):
+                self.columns[place] = np.empty(room)  # what is not filled takes no memory
+                self.columns[place][:begin] = column[:begin]
+        for column, new in zip(self.columns, (lines, times, source, *values), strict=True):
+            column[begin : self.count] = new
+
+    def filled(self, place: int) -> Matrix:
+        """Give a column, without the room that is left.
+
+        Args:
+            place: Which.
+
+        Returns:
+            Its values, shape (count,).
+        """
+        return self.columns[place][: self.count]
 
 
 @dataclass
