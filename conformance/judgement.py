@@ -24,6 +24,7 @@ from conformance.errors import ConformanceError, EvidenceError
 from conformance.evidence import Evidence, KeptPreflight, Request, device_identity, request_from_json
 from conformance.internevo.log import RunLog, parse_log
 from conformance.metrics.curve import Comparison, Matrix, compare
+from conformance.metrics.drawn import DrawnSteps
 from conformance.metrics.preflight import by_device, ceiling, devices, figures
 from conformance.plan import Plan, Topology, make_plan
 from conformance.spec import load_checks, load_workload
@@ -58,8 +59,6 @@ class Judgement:
 
 # What a workload without a data set of its own names as its data.
 DUMMY = "dummy"
-# The columns that a report draws.
-DRAWN = ("step", "tgs", "loss")
 
 
 def plan_of(request: Request) -> Plan:
@@ -103,7 +102,7 @@ def judge(files: Evidence) -> Judgement:
     last = attempts[-1]
     findings = _without_a_log(files, plan, config, attempts)
     metrics: dict[str, Any] = {}
-    steps: list[dict[str, float]] = []
+    steps: Sequence[Mapping[str, float]] = ()
     losses: list[float] = []
     series = ""
     origin = origin_of(plan, attempts[0].ranks)
@@ -125,11 +124,9 @@ def judge(files: Evidence) -> Judgement:
         metrics["curve"] = None if comparison is None else plain(asdict(comparison))
         first_losses = losses_of(analysed.steps)
         losses = [] if first_losses is None else first_losses.tolist()
+        steps = DrawnSteps(analysed.steps, np.array(losses))
         series = series_digest(analysed.steps)
         del metrics["findings"]  # they stand beside the metrics, with those of the other checks
-        steps = [dict(zip(DRAWN, row, strict=True)) for row in analysed.steps[list(DRAWN)].itertuples(index=False)]
-        for row, loss in zip(steps, losses, strict=False):  # losses end where a step is missing
-            row["mean_loss"] = loss
     checks = load_checks()
     required = [
         check.id for check in checks.values() if check.severity == "required" and plan.workload.kind in check.applies
@@ -264,7 +261,7 @@ def _even(files: Evidence) -> Finding:
     names = [name for name in files.names() if name.startswith("environment/telemetry-node")]
     with contextlib.ExitStack() as stack:
         streams = {name: stack.enter_context(files.open(name)) for name in names}
-        return supervision.even({name: iter(partial(s.read, 1 << 20), b"") for name, s in streams.items()})
+        return supervision.even({name: iter(partial(s.read, 1 << 19), b"") for name, s in streams.items()})
 
 
 def _optional(files: Evidence, name: str) -> dict[str, Any] | None:

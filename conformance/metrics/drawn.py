@@ -1,0 +1,41 @@
+"""The steps of a run as its pictures draw them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+# What is drawn of every step.
+DRAWN = ("step", "tgs", "loss")
+
+
+class DrawnSteps(Sequence[Mapping[str, float]]):
+    """One row for each logged step, made when it is asked for: all rows of a long run would take more than its figures.
+
+    Args:
+        steps: The run's steps.
+        mean_losses: Loss over all ranks of the first of them, as far as it is known.
+    """
+
+    def __init__(self, steps: pd.DataFrame, mean_losses: npt.NDArray[np.float64]) -> None:
+        self._columns = {name: steps[name].to_numpy(copy=True) for name in DRAWN}
+        self._columns["mean_loss"] = mean_losses
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        return len(self._columns["step"])
+
+    @overload
+    def __getitem__(self, place: int) -> Mapping[str, float]: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Mapping[str, float]]: ...
+    def __getitem__(self, place: int | slice) -> Mapping[str, float] | Sequence[Mapping[str, float]]:
+        """Give a row: step, tgs, loss, and mean_loss where it is known; or several of them."""
+        places = range(len(self))[place]
+        if isinstance(places, range):
+            return [self[at] for at in places]
+        return {name: column[places].item() for name, column in self._columns.items() if places < len(column)}
