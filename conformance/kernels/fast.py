@@ -17,6 +17,9 @@ from torch import Tensor
 
 from conformance.kernels import reference
 
+# Never the root logger: logging.warning would give it a handler, which prints each of InternEvo's lines a second time.
+logger = logging.getLogger(__name__)
+
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
@@ -39,7 +42,7 @@ def compiled(function: Callable[Parameters, Result]) -> Callable[Parameters, Res
             try:
                 result = fused(*args, **kwargs)
             except Exception as error:  # no C compiler, no Triton, an unknown device: each fails in its own way
-                logging.warning("%s is not fused: torch.compile failed: %s", function.__name__, str(error)[:200])
+                logger.warning("%s is not fused: torch.compile failed: %s", function.__name__, str(error)[:200])
                 chosen.append(function)
             else:
                 chosen.append(fused)
