@@ -29,7 +29,17 @@ def measure(task: Task, journal: Journal) -> None:
     device = load_device(task.device)
     device.activate()
     torch.cuda.set_device(local_rank)
-    journal.record("process", host=socket.gethostname(), local_rank=local_rank, threads=torch.get_num_threads())
+    if "compute" not in journal.behind():
+        journal.record("process", host=socket.gethostname(), local_rank=local_rank, threads=torch.get_num_threads())
+        _compute(task, journal, local_rank, local)
+        compute.loaded_health(task, journal, device, local_rank)
+        journal.over("compute")
+    kernels.measure(task, journal)
+    compute.capacity(task, journal)
+
+
+def _compute(task: Task, journal: Journal, local_rank: int, local: int) -> None:
+    """Measure this device's speed alone, in its turn, and with all others at work."""
     meet = _Meeting(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     for turn in range(local):
         journal.phase(f"device: waiting for turn {turn}")
@@ -38,10 +48,6 @@ def measure(task: Task, journal: Journal) -> None:
             compute.measure(task, journal, "alone")
     meet.all()
     compute.measure(task, journal, "together")
-    compute.loaded_health(task, journal, device, local_rank)
-    journal.over("compute")
-    kernels.measure(task, journal)
-    compute.capacity(task, journal)
 
 
 class _Meeting:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -16,9 +15,12 @@ from typing import Any
 
 from conformance.launch.guard import dismiss, guard
 from conformance.launch.torchrun import RUN_MARK
+from conformance.preflight.probe import add_to, told_in
 from conformance.preflight.worker import Task
 
 POLL_SECONDS = 0.05
+LOOK_SECONDS = 1.0  # between two looks at what the processes wrote
+KILL_SECONDS = 10.0  # for a driver to let go of a process that was killed
 LAST_LINES = 12
 
 
@@ -106,7 +108,8 @@ def run_task(
 ) -> tuple[Measured, ...]:
     """Run a task's processes on this node under a hard time limit.
 
-    A process that fails ends the others after a short grace: in a collective they would wait for it to the limit.
+    A process that fails ends the others after a short grace: in a collective they would wait for it to the limit. One
+    that is over the limit of a phase is ended, and begins anew after it; the task has that much longer.
 
     Args:
         task: What to measure.
@@ -128,8 +131,18 @@ def run_task(
     processes = [_start(task_file, ranks, local_rank, variables) for local_rank in range(ranks.local)]
     ended: dict[int, float] = {}
     deadline = began + limit_seconds
+    look = began
     try:
         while len(ended) < len(processes) and time.monotonic() < deadline:
+            if time.monotonic() > look + LOOK_SECONDS:
+                look = time.monotonic()
+                late = {n: _overdue(_journal(task, ranks, n)) for n in range(ranks.local) if n not in ended}
+                for number, phase in late.items():
+                    if phase is not None:
+                        _kill(processes[number])
+                        add_to(_journal(task, ranks, number), phase["otherwise"])
+                        processes[number] = _start(task_file, ranks, number, variables)
+                deadline += max((phase["seconds"] for phase in late.values() if phase), default=0.0)
             for number, process in enumerate(processes):
                 if number not in ended and process.poll() is not None:
                     ended[number] = time.monotonic() - began
@@ -146,9 +159,20 @@ def run_task(
     )
 
 
+def _journal(task: Task, ranks: Ranks, number: int) -> Path:
+    return Path(f"{task.out}.rank{ranks.node_rank * ranks.local + number}.jsonl")
+
+
+def _overdue(path: Path) -> dict[str, Any] | None:
+    """The phase that a process is in, where it is over the phase's limit."""
+    line = (told_in(path) or [{}])[-1]
+    late = "seconds" in line and time.time() > line["at"] + line["seconds"]
+    return line if late else None
+
+
 def _start(task_file: Path, ranks: Ranks, local_rank: int, extra: Mapping[str, str]) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONFAULTHANDLER": "1", **ranks.environment(local_rank), **extra}
-    with _output(task_file, local_rank).open("wb") as output:
+    with _output(task_file, local_rank).open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "conformance.preflight.worker", str(task_file)],
             env=environment,
@@ -168,12 +192,13 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     # The whole session: a worker's own children too.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(KILL_SECONDS)
 
 
-def _collect(task: Task, ranks: Ranks, number: int, code: int, ended: float | None, now: float) -> Measured:
+def _collect(task: Task, ranks: Ranks, number: int, code: int | None, ended: float | None, now: float) -> Measured:
     rank = ranks.node_rank * ranks.local + number
-    lines = _lines(Path(f"{task.out}.rank{rank}.jsonl"))
+    lines = told_in(_journal(task, ranks, number))
     phases = [line["phase"] for line in lines if "phase" in line]
     done = ended is not None and code == 0 and phases[-1:] == ["done"]
     log = _output(Path(task.out).with_suffix(".task.json"), number)
@@ -186,13 +211,3 @@ def _collect(task: Task, ranks: Ranks, number: int, code: int, ended: float | No
         records=tuple(line for line in lines if "kind" in line),
         output="" if done else "\n".join(text[-LAST_LINES:]),
     )
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text("utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError):  # the last line of a process that was ended may be cut
-            lines.append(json.loads(line))
-    return lines

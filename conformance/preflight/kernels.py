@@ -73,17 +73,24 @@ def measure(task: Task, journal: Journal) -> None:
     seed = task.seed + int(os.environ["RANK"])
     torch.manual_seed(seed)
     torch.cuda.manual_seed_all(seed)
+    behind = journal.behind()
     for build in (_attention, _rotary, _rms_norm, _linear, _cross_entropy, _embedding, _adamw, _grad_norm, _scatter):
         name = build.__name__.strip("_").replace("_", "-")
+        part = f"kernel {name}"
+        if part in behind:
+            continue
+        hang = f"hang, no end after {task.kernel_seconds:g} s"
+        limit = task.kernel_seconds, {"kind": "kernel-error", "part": part, "kernel": name, "problem": hang}
+        journal.phase(part, *limit)
         try:
             for case in build(model, task, providers):
-                journal.phase(f"kernel {case.kernel}: {case.case}")
+                journal.phase(f"{part}: {case.case}", *limit)
                 _measure_case(case, task, journal)
                 torch.cuda.empty_cache()
-            journal.over(f"kernel {name}")
+            journal.over(part)
         except Exception as error:  # the platform's code: one broken kernel hides no other
             told = f"{type(error).__name__}: {error}".splitlines()[0]
-            journal.record("kernel-error", kernel=name, problem=told)
+            journal.record("kernel-error", part=part, kernel=name, problem=told)
 
 
 def _measure_case(case: Case, task: Task, journal: Journal) -> None:

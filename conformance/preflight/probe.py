@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -30,13 +31,17 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def phase(self, name: str) -> None:
+    def phase(self, name: str, seconds: float | None = None, otherwise: Record | None = None) -> None:
         """Say what begins now; the last phase of a process that hangs is where it hangs.
 
         Args:
             name: For people.
+            seconds: After so long without another line, the process is ended and begins anew; None where only the
+                task has a limit.
+            otherwise: The record that is then kept, by which the process that begins anew knows what to leave out.
         """
-        self._write({"phase": name, "at": time.time()})
+        limit = {} if seconds is None else {"seconds": seconds, "otherwise": otherwise}
+        self._write({"phase": name, "at": time.time(), **limit})
 
     def record(self, kind: str, **values: Any) -> None:
         """Keep one measurement.
@@ -55,9 +60,43 @@ class Journal:
         """
         self.record("over", part=part)
 
+    def behind(self) -> set[str]:
+        """What a process before this one has measured to the end, or was ended in.
+
+        Returns:
+            Parts, as in checks/preflight's PARTS.
+        """
+        return {line["part"] for line in told_in(self._path) if "part" in line}
+
     def _write(self, line: Record) -> None:
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line, allow_nan=False) + "\n")
+        add_to(self._path, line)
+
+
+def add_to(path: Path, line: Record) -> None:
+    """Add a line to a journal.
+
+    Args:
+        path: The journal.
+        line: What json can hold.
+    """
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def told_in(path: Path) -> list[Record]:
+    """Read a journal.
+
+    Args:
+        path: The journal.
+
+    Returns:
+        Its lines; none where there is no such file.
+    """
+    lines = []
+    for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):  # the last line of a process that was ended may be cut
+            lines.append(json.loads(line))
+    return lines
 
 
 def plain(value: Any) -> Any:

@@ -35,6 +35,8 @@ class Task:
         devices: Devices of this node that are measured.
         workload: Name of the planned workload.
         internevo: Root of an InternEvo checkout; None for the installed wheel.
+        kernel_seconds: After so long in one case of a kernel, it counts as hanging: several times what one takes, the
+            compiling of it included.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Task:
     devices: int = 1
     workload: str = ""
     internevo: str | None = None
+    kernel_seconds: float = 30.0
 
     def write(self, path: Path) -> None:
         """Write the task where its process reads it.

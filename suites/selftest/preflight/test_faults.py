@@ -28,14 +28,14 @@ SETUP = {
 }
 
 
-def measured(task, faults, folder, *, limit=400, ranks=2, setup=SETUP):
+def measured(task, faults, folder, *, ranks=2, setup=SETUP, **more):
     """Findings by check of one task on the faulty device."""
-    processes = processes_of(task, faults, folder, limit=limit, ranks=ranks)
+    processes = processes_of(task, faults, folder, ranks=ranks, **more)
     setup = {**setup, "ranks": ranks}
     return {finding.check: finding for finding in judge(Preflight(setup, {task: processes}))}
 
 
-def processes_of(task, faults, folder, *, limit=400, ranks=2):
+def processes_of(task, faults, folder, *, limit=400, ranks=2, **fields):
     """What the processes of one task write on the faulty device."""
     todo = Task(
         task,
@@ -50,6 +50,7 @@ def processes_of(task, faults, folder, *, limit=400, ranks=2):
         capacity_gib=0.05,
         devices=2,
         workload="tiny-perf",
+        **fields,
     )
     extra = {"FAULTS": ",".join(faults), "PYTHONPATH": str(PLUGIN)}
     return [one.to_json() for one in run_task(todo, Ranks(ranks, port=free_port()), limit, extra)]
@@ -74,6 +75,16 @@ def test_each_kernel_that_is_off_by_2_percent_turns_its_own_check_red(tmp_path):
     kernels = ["rotary", "rms-norm", "cross-entropy", "scatter", "embedding", "adamw", "grad-norm"]
     findings = measured("device", [f"{kernel}-off" for kernel in kernels], tmp_path, ranks=1)
     assert red(findings) == {f"kernel-{kernel}" for kernel in kernels}
+
+
+@pytest.mark.slow
+def test_a_kernel_that_hangs_is_ended_and_hides_no_other(tmp_path):
+    findings = measured("device", ["hang-in-rms-norm", "embedding-off"], tmp_path, kernel_seconds=8.0)
+    assert red(findings) == {"kernel-rms-norm", "kernel-embedding"}
+    assert "rms-norm cannot run: hang, no end after 8 s" in findings["kernel-rms-norm"].message
+    green = {"preflight-ended", "gemm-correct", "kernel-attention", "kernel-scatter", "device-capacity"}
+    assert {findings[check].result for check in green} == {Result.PASS}
+    assert findings["kernel-determinism"].result is Result.ERROR
 
 
 @pytest.mark.slow

@@ -84,6 +84,18 @@ def crash_on_rank_1():
     dist.reduce_scatter_tensor = reduce_scatter_tensor
 
 
+def hang_in_rms_norm():
+    def change(module_class):
+        class Hanging(module_class):
+            def forward(self, *args, **kwargs):
+                while True:
+                    time.sleep(1)
+
+        return Hanging
+
+    stand_in("apex.normalization.fused_layer_norm", "MixedFusedRMSNorm", change)
+
+
 def clock_5_s_off_on_rank_1():
     real = time.time
     if RANK == 1:
@@ -282,6 +294,7 @@ INJECTIONS = {
     for function in (
         wrong_sum_on_rank_1,
         hang_on_rank_1,
+        hang_in_rms_norm,
         crash_on_rank_1,
         clock_5_s_off_on_rank_1,
         nan_in_one_element,
