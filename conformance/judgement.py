@@ -105,7 +105,7 @@ def judge(files: Evidence) -> Judgement:
     steps: Sequence[Mapping[str, float]] = ()
     losses: list[float] = []
     series = ""
-    origin = origin_of(plan, attempts[0].ranks)
+    origin = origin_of(plan, attempts[0].record, attempts[0].ranks)
     try:
         limits = Limits(device=_model(last.ranks), ceilings=_ceilings(files, last.ranks))
         name, analysed = analyse_attempts(attempts, plan, limits)
@@ -408,23 +408,28 @@ def curve_of(plan: Plan, data: str | None, curves: Iterable[Curve] | None = None
     return None
 
 
-def origin_of(plan: Plan, ranks: Mapping[int, Mapping[str, Any]]) -> str:
+def origin_of(plan: Plan, record: Mapping[str, Any], ranks: Mapping[int, Mapping[str, Any]]) -> str:
     """Say what decides, besides the seed, the initial weights of a run and its order of data.
 
-    InternEvo draws weights on the device, whose generator is often one of its kind, and for each rank's part of them.
+    InternEvo draws weights on the device, whose generator is often one of its kind, for each rank's part of them, and
+    from version to version in another order.
 
     Args:
         plan: The plan.
+        record: environment/run.json.
         ranks: environment/rankR.json by rank.
 
     Returns:
-        The generator and the division of weights and data; empty where a rank does not tell its generator.
+        InternEvo, the generator, and the division of weights and data; empty where a rank does not tell its generator.
     """
-    (generator, *others) = {str((record.get("device") or {}).get("generator", "")) for record in ranks.values()} or {""}
-    if others or not generator:
+    devices, source = [rank.get("device") for rank in ranks.values()], record.get("internevo")
+    told = {str(device.get("generator", "")) if isinstance(device, dict) else "" for device in devices}
+    version = source.get("tag") or source.get("version") if isinstance(source, dict) else None
+    if len(told) != 1 or not version or told == {""}:
         return ""
+    (generator,) = told
     divided = f"dp {plan.data_parallel} x tp {plan.tensor} x pp {plan.pipeline}"
-    return f"{generator}, {divided}, {plan.micro_num} x {plan.micro_bsz} sequences"
+    return f"InternEvo {version}, {generator}, {divided}, {plan.micro_num} x {plan.micro_bsz} sequences"
 
 
 def losses_of(steps: pd.DataFrame) -> Matrix | None:

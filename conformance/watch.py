@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from conformance.checks.curve import agrees
-from conformance.evidence import DATA, RunDirectory, read_json, segments
+from conformance.evidence import DATA, RUN, RunDirectory, read_json, segments
 from conformance.internevo.config import CHECKPOINT_FOLDER, STOP_FILE
 from conformance.internevo.log import parse_log
 from conformance.judgement import DUMMY, curve_of, origin_of, rank_logs
@@ -250,8 +250,10 @@ class Watch:
     def _warn_of_curve(self, curve: Curve, losses: Series, step: Step) -> None:
         # A curve is one of this batch: the same step is the same number of consumed tokens.
         files, name = RunDirectory(self._run), "environment/rank0.json"
-        ranks = {0: read_json(files, name)} if name in files.names() else {}
-        found = compare(curve, losses[None], [self._plan.seed], origin_of(self._plan, ranks))
+        began = ""
+        if name in files.names():
+            began = origin_of(self._plan, read_json(files, RUN), {0: read_json(files, name)})
+        found = compare(curve, losses[None], [self._plan.seed], began)
         if found is None or found.agrees:
             return
         text = f"The loss is not on the reference curve. {agrees(found).message.removesuffix('.')}"

@@ -16,8 +16,10 @@ Matrix = npt.NDArray[np.float64]
 STEPS = 100
 # Deviations are means over so many steps: what persists is a fault, what changes from step to step is noise.
 BLOCK = 10
-# Two runs that begin alike stay alike for about so long, until their rounding has grown into another run.
-PAIRED_STEPS = 10
+# Two runs that begin alike differ by little for so long; then their rounding grows into another run within ten steps.
+PAIRED_STEPS = 6
+# Half of the last decimal that InternEvo logs of a loss of ten, relative to it: what is smaller is not told apart.
+LOGGED = 5e-6
 # One-sided, for each of the two statistics. Both are sizes, whose tail is longer than a normal one's: by simulation two
 # to four of a hundred honest runs are refused.
 CONFIDENCE = 0.995
@@ -30,7 +32,8 @@ class Paired:
     Args:
         pairs: Number of reference runs with a twin, which differs in its rounding alone.
         steps: Steps compared, from step 0.
-        relative_rms: Root mean square of the deviation, relative to that run; the mean of it where there are more runs.
+        relative_rms: Root mean square of the deviation, relative to that run, not below ``LOGGED``; of more
+            runs, the geometric mean.
         bound: What the t interval over the twins allows it to be.
         leaves_at: First step whose deviation is beyond ``bound`` of a run that is; None where it is not.
         detectable: Smallest constant deviation that would be refused in 19 of 20 cases.
@@ -143,19 +146,24 @@ def compare(curve: Curve, losses: Matrix, seeds: Sequence[int] = (), origin: str
 
 
 def _pair(curve: Curve, losses: Matrix, seeds: Sequence[int]) -> Paired | None:
-    """Hold each run against the reference run of its seed, by what rounding alone makes of such a pair."""
+    """Hold each run against the reference run of its seed, by what rounding alone makes of such a pair.
+
+    Rounding grows by a factor from step to step, and so differs by a factor from pair to pair: the t interval is one of
+    the logarithm.
+    """
     if not curve.twins or not seeds or not set(seeds) <= set(curve.seeds):
         return None
     size = min(PAIRED_STEPS, losses.shape[1])
     reference, twins = np.array(curve.losses)[:, :size], np.array(curve.twins)[:, :size]
     noise = twins / reference - 1
     own = losses[:, :size] / reference[[curve.seeds.index(seed) for seed in seeds]] - 1
-    n, k, values = len(noise), len(own), _rms(noise)
-    bound = float(values.mean() + student_t(CONFIDENCE, n - 1) * values.std(ddof=1) * np.sqrt(1 / k + 1 / n))
-    found = float(_rms(own).mean())
+    values, found = (np.log(np.maximum(_rms(deviations), LOGGED)) for deviations in (noise, own))
+    n, k = len(noise), len(own)
+    half = student_t(CONFIDENCE, n - 1) * values.std(ddof=1) * np.sqrt(1 / k + 1 / n)
+    bound, rms = float(np.exp(values.mean() + half)), float(np.exp(found.mean()))
     beyond = np.flatnonzero(~(np.abs(own) <= bound).all(axis=0))
-    leaves_at = None if found <= bound else int(beyond[0])
-    return Paired(n, size, found, bound, leaves_at, _detectable(noise, bound))
+    leaves_at = None if rms <= bound else int(beyond[0])
+    return Paired(n, size, rms, bound, leaves_at, _detectable(noise, bound))
 
 
 def _blocks(deviations: Matrix) -> Matrix:

@@ -62,9 +62,12 @@ def test_a_run_that_has_no_pair_is_told_what_it_means():
 
 def test_what_a_run_began_with_is_its_generator_and_its_division():
     plan, cpu = make_plan(load_workload("tiny-accuracy"), Topology(1, 2)), {"device": {"generator": "cpu"}}
-    assert origin_of(plan, {0: cpu, 1: cpu}) == "cpu, dp 2 x tp 1 x pp 1, 2 x 1 sequences"
+    run = {"internevo": {"tag": None, "version": "0.2.2"}}
+    assert origin_of(plan, run, {0: cpu, 1: cpu}) == "InternEvo 0.2.2, cpu, dp 2 x tp 1 x pp 1, 2 x 1 sequences"
     for unknown in ({}, {0: {}}, {0: cpu, 1: {"device": {}}}, {0: {"device": {"model": "Abacus A1"}}}):
-        assert origin_of(plan, unknown) == ""
+        assert origin_of(plan, run, unknown) == ""
+    for unknown in ({}, {"internevo": None}, {"internevo": {"tag": None, "version": None}}):
+        assert origin_of(plan, unknown, {0: cpu}) == ""
 
 
 def test_without_a_curve_it_says_why():
