@@ -41,6 +41,29 @@ def test_a_hanging_process_is_killed_with_its_children(task, monkeypatch, tmp_pa
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
+def test_what_is_over_the_limit_of_its_phase_begins_anew(task, monkeypatch, tmp_path):
+    program(
+        monkeypatch,
+        tmp_path,
+        """[ -f again ] && { echo '{"phase": "done"}' >> task.rank0.jsonl; exit 0; }; touch again
+        echo '{"phase": "kernel", "at": 1, "seconds": 5, "otherwise": {"kind": "kernel-error"}}' > task.rank0.jsonl
+        sleep 300""",
+    )
+    (one,) = run_task(task, Ranks(1), 60.0)
+    assert (one.outcome, one.records) == ("done", ({"kind": "kernel-error"},))
+
+
+def test_a_figure_that_took_its_time_is_no_phase_over_its_limit(task, monkeypatch, tmp_path):
+    program(
+        monkeypatch,
+        tmp_path,
+        """echo '{"kind": "bandwidth", "seconds": 0.1}' > task.rank0.jsonl; sleep 3
+        echo '{"phase": "done"}' >> task.rank0.jsonl""",
+    )
+    (one,) = run_task(task, Ranks(1), 60.0)
+    assert (one.outcome, one.records) == ("done", ({"kind": "bandwidth", "seconds": 0.1},))
+
+
 def test_a_process_that_fails_ends_the_others_soon(task, monkeypatch, tmp_path):
     program(monkeypatch, tmp_path, "[ $RANK = 1 ] && { echo broken; exit 3; }; sleep 300")
     first, second = run_task(task, Ranks(2), 600.0)
