@@ -172,10 +172,10 @@ _MESSAGES: tuple[tuple[re.Pattern[bytes], Callable[[Head, re.Match[bytes]], Told
 )
 # InternEvo's train.py catches every exception, logs this, and exits with 0.
 RAISED = re.compile(rb"Raise exception from (\S{1,255}) with rank id: (\d{1,9})")
-# What begins like one of these, anywhere in a chunk. A message ends with its line, or where another begins inside.
-# The first bytes of them all come first, because one look tells most chatter from them.
+# What begins like one of these, anywhere in a chunk. A message ends with its line, or where another begins inside. The
+# first bytes of them all come first, because one look tells most chatter from them.
 _GROUP = re.compile(rb"(?<!\\)\((?!\?)")
-KNOWN = rb"(?:(?=[=DFMNORSTagip])(?:%b)|%b)" % (
+KNOWN = rb"(?=[=DFMNORSTagip])(?:%b)|%b" % (
     _GROUP.sub(b"(?:", b"|".join(pattern.pattern for pattern in (*(known for known, _ in _MESSAGES[:-1]), RAISED))),
     _GROUP.sub(b"(?:", _SETTING) + rb"[^\S\r\n]*(?=[\r\n\[]|\d{4}-|\Z)",
 )

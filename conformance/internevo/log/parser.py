@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import BinaryIO
@@ -27,7 +27,7 @@ from conformance.internevo.log.template import (
 )
 from conformance.internevo.log.traces import Traces
 
-CHUNK = 1 << 20
+CHUNK = 1 << 19
 
 # Limits that keep hostile input from costing more memory than its size.
 _MAX_TEMPLATES = 8
@@ -101,6 +101,7 @@ class _Record:
     source: int
     line: int
     cut: bool  # whether it ends without a line end
+    place: tuple[str, int] | None  # file and function of the code that wrote it, and its line there
     pieces: int = 1
 
     @property
@@ -216,14 +217,19 @@ class Parser:
             times, values = read_values(template, chunk if whole else b"".join([match[0] for match in found]))
         except ValueError:  # the letters and signs of numbers, but no number
             return self._scan(chunk, line, depth + 1)
+        quiet = self._is_quiet(chunk, found)
         lines = np.empty(len(times))
         done = row = 0
         for match in found:
             begin, end = match.span()
-            line = self._scan(chunk[done:begin], line, depth + 1)
+            if quiet:
+                line += line_ends(chunk, done, begin)
+            else:
+                line = self._scan(chunk[done:begin], line, depth + 1)
             # A line of metrics ends what stands before it.
             self._close_record()
             self._traces.close(template.source)
+            self._note(template.place)
             rows = slice(row, row + (len(times) if len(found) == 1 else chunk.count(b"\n", begin, end)))
             lines[rows] = np.arange(line, line + rows.stop - row)
             if template.clock:
@@ -235,6 +241,14 @@ class Parser:
             self._add(template.columns, lines, times, float(template.source), values)
             self.counts["steps"] += row
         return self._scan(chunk[done:], line, depth + 1)
+
+    def _is_quiet(self, chunk: bytes, found: Sequence[re.Match[bytes]]) -> bool:
+        """Whether nothing is pending, and nothing between the lines found says anything; one look for all."""
+        if len(found) < 2 or self._record is not None or self._traces.waiting or not self._traces.idle:
+            return False
+        ends = [0, *(match.end() for match in found)]
+        gaps = b"".join([chunk[end : match.start()] for end, match in zip(ends, found, strict=False)])
+        return Marks(gaps).line(0, idle=True) == len(gaps)
 
     def _read_lines(self, chunk: bytes, line: int) -> int:
         if line != self._expected_line:
@@ -280,9 +294,9 @@ class Parser:
         if grammar.RECORD_START.search(piece, body, body + 200) or grammar.BARE.search(piece[-80:]):
             self._close_record()
             self._traces.close(source)
-            if header:
-                self._note_code_line(header)
-            self._record = _Record(piece, body, header.span("time") if header else None, source, line, cut)
+            place = _place(header) if header else None
+            self._note(place)
+            self._record = _Record(piece, body, header.span("time") if header else None, source, line, cut, place)
         elif header:
             self._close_record()
             self._read_message(header, piece[body:], line, source)
@@ -310,14 +324,14 @@ class Parser:
         known, told = read_message(head, message)
         if known:
             self.counts["known"] += 1
-            self._note_code_line(header)
+            self._note(_place(header))
         if told is not None:
             self._tell(Event(told[0], text(message), line, time, value=told[1]))
 
-    def _note_code_line(self, header: re.Match[bytes]) -> None:
+    def _note(self, place: tuple[str, int] | None) -> None:
         code_lines = self.heads[-1][1].setdefault("code_lines", {})
-        if len(code_lines) < _MAX_CODE_LINES:
-            code_lines[f"{text(header['file'])} {text(header['function'])}"] = int(header["code_line"])
+        if place is not None and len(code_lines) < _MAX_CODE_LINES:
+            code_lines[place[0]] = place[1]
 
     def _tell(self, event: Event) -> None:
         # What train.py caught has ended a training; no flood of other tracebacks may hide it.
@@ -355,7 +369,7 @@ class Parser:
         if self._loose_rows >= _LOOSE_ROWS:
             self._settle()
         if record.pieces == 1 and not record.cut and len(self._templates) < _MAX_TEMPLATES:
-            template = make_template(record.text, fields, record.time, record.source)
+            template = make_template(record.text, fields, record.time, record.source, record.place)
             if template.pattern.match(record.text + b"\n") and template not in self._templates:
                 self._templates.insert(0, template)
 
@@ -380,6 +394,10 @@ def _values(record: _Record) -> tuple[list[grammar.Field], list[float]]:
             raise LineError("it was cut off in the middle of a write")
         values[-1] = float("nan")
     return fields, values
+
+
+def _place(header: re.Match[bytes]) -> tuple[str, int]:
+    return f"{text(header['file'])} {text(header['function'])}", int(header["code_line"])
 
 
 def _skip_prefixes(piece: bytes) -> tuple[int, int | None]:

@@ -45,6 +45,7 @@ class Template:
         commas: Commas of that table's rows.
         clock: Places of hours, minutes, seconds and milliseconds among those cells, where the line has a time.
         source: Number of the launcher's prefix that such lines carry.
+        place: File and function of the code that writes them, and its line there, where they tell.
     """
 
     pattern: re.Pattern[bytes]
@@ -54,9 +55,16 @@ class Template:
     commas: int
     clock: tuple[int, ...]
     source: int
+    place: tuple[str, int] | None
 
 
-def make_template(line: bytes, fields: Sequence[Field], time: tuple[int, int] | None, source: int) -> Template:
+def make_template(
+    line: bytes,
+    fields: Sequence[Field],
+    time: tuple[int, int] | None,
+    source: int,
+    place: tuple[str, int] | None,
+) -> Template:
     """Turn a line that was read field by field into a pattern for all lines like it.
 
     Args:
@@ -64,6 +72,7 @@ def make_template(line: bytes, fields: Sequence[Field], time: tuple[int, int] | 
         fields: Its values, in order.
         time: Offsets of its time, where it has one.
         source: Number of its prefix.
+        place: File and function of the code that wrote it, and its line there.
 
     Returns:
         The template.
@@ -86,6 +95,7 @@ def make_template(line: bytes, fields: Sequence[Field], time: tuple[int, int] | 
         commas=_cell(line, len(line)),
         clock=tuple(_cell(line, time[0]) + 1 + unit for unit in range(len(_CLOCK_UNITS))) if time else (),
         source=source,
+        place=place,
     )
 
 

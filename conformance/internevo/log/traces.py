@@ -25,10 +25,11 @@ _CHAINED = re.compile(rb"(?:During handling of the above|The above exception was
 _FINAL = re.compile(rb"([A-Za-z_][\w.]{0,160})(?::\s?(.*))?$")
 _ERROR_NAME = re.compile(rb"(?:\w{1,80}\.){0,10}\w{0,80}(?:Error|Exception|Iteration|Interrupt|Exit)(?::|$)")
 # What the shell says of a process that died, at the beginning of a line.
-DEATHS = (rb"Killed\b", rb"Segmentation fault\b", rb"Bus error\b", rb"Aborted\b")
+DEATHS = (b"Killed", b"Segmentation fault", b"Bus error", b"Aborted")
+FATAL = b"Fatal Python error: "
 _SIGNAL = re.compile(
-    rb"Signal \d{1,3} \((?P<name>SIG[A-Z]{2,8})\) received|Received \d{1,3} death signal|Fatal Python error: "
-    rb"|^(?:" + b"|".join(DEATHS) + b")"
+    rb"Signal \d{1,3} \((?P<name>SIG[A-Z]{2,8})\) received|Received \d{1,3} death signal|%b|^(?:%b)\b"
+    % (FATAL, b"|".join(DEATHS))
 )
 
 
