@@ -61,6 +61,21 @@ def test_both_attempts_are_one_run(run):
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
 
 
+def test_it_is_held_against_the_reference_run_of_its_seed(run):
+    """Where its ranks tell what drew their weights; the fixture is older than that."""
+    assert "No reference run began with its weights" in results(run)[1]["curve-agrees"].message
+    for name in ("environment/segment0/rank0.json", "environment/segment0/rank1.json"):
+        edit(name, lambda rank: rank["device"].update(generator="cpu"))(run)
+    found = results(run)[1]["curve-agrees"]
+    assert found.result is Result.PASS
+    assert "from the reference run of its seed by 0.0005%" in found.message
+    # By 0.1% at steps 3 to 5: attention without its scale changes as much.
+    edit_log(FIRST_LOG, r"( step=[345] .*loss_from_metric=\d\.\d)(\d)", lambda m: f"{m[1]}{int(m[2]) + 1}")(run)
+    found = results(run)[1]["curve-agrees"]
+    assert found.result is Result.FAIL
+    assert "it leaves that run at step 3" in found.message
+
+
 def test_an_undefined_loss_still_gives_strict_json(run):
     edit_log(LOG, r"(step=70 loss=)\d+\.\d+(.*loss_from_metric=)\d+\.\d+", r"\g<1>nan\g<2>nan")(run)
     judgement, found = results(run)
