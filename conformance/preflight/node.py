@@ -19,7 +19,14 @@ from conformance.devices import Device, load_device
 from conformance.errors import ConformanceError
 from conformance.evidence import create_run_directory
 from conformance.launch.launcher import Place
-from conformance.preflight.session import FINDINGS, LIMITS, Request, read_findings, run_preflight
+from conformance.preflight.session import (
+    FINDINGS,
+    LIMITS,
+    Request,
+    read_findings,
+    run_preflight,
+    with_seed_of_node_0,
+)
 
 # Both steps, and the time that srun needs to start.
 NODE_SECONDS = sum(LIMITS.values()) + LIMITS["step"] + 60
@@ -42,8 +49,11 @@ def run_on_all_nodes(
     Raises:
         ConformanceError: The nodes could not be started, or one of them failed.
     """
-    if request.nodes == 1 or request.place.launcher == "torchrun":
+    if request.nodes == 1:
         return run_preflight(device, request, run, told)
+    if request.place.launcher == "torchrun":
+        told("the seed of node 0")
+        return run_preflight(device, with_seed_of_node_0(device, request, run), run, told)
     told(f"all of {request.nodes} nodes")
     order = run / "work" / "order.json"
     place = dataclasses.replace(

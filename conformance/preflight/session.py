@@ -21,7 +21,7 @@ from conformance.launch.launcher import Place
 from conformance.launch.torchrun import free_port
 from conformance.plan import Plan, Topology, make_plan
 from conformance.preflight.contract_run import check_contract
-from conformance.preflight.driver import Ranks, run_task
+from conformance.preflight.driver import Measured, Ranks, run_task
 from conformance.preflight.worker import Task
 from conformance.spec import load_workload
 from conformance.spec.expected import load_expected
@@ -30,7 +30,7 @@ Tasks = dict[str, list[dict[str, Any]]]
 
 FINDINGS = "environment/preflight-findings.json"
 REHEARSAL_DEVICES = 2
-GATHER_PORT = 9
+SEED_PORT, GATHER_PORT = 8, 9
 # Seconds after which whatever a task still runs is ended: several times what it takes on a sound machine.
 LIMITS = {"contract": 90, "host": 120, "device": 150, "collectives": 120, "step": 150, "gather": 120}
 
@@ -130,6 +130,25 @@ def run_preflight(
     return findings
 
 
+def with_seed_of_node_0(device: Device, request: Request, run: Path) -> Request:
+    """Take node 0's seed on every node: those that are started one by one draw a fresh one each.
+
+    Args:
+        device: The device plugin.
+        request: What is to be measured on this node.
+        run: As for `run_preflight`.
+
+    Returns:
+        The same with that seed; with its own where the nodes do not meet, which the next meeting tells.
+    """
+    place = request.place
+    plan = make_plan(load_workload(request.workload), Topology(request.nodes, request.devices), request.overrides)
+    task = dataclasses.replace(_task("gather", device, request, plan, run), out=str((run / "work" / "seed").resolve()))
+    ranks = Ranks(1, request.nodes, place.node_rank, place.address, place.port + SEED_PORT)
+    met = _exchange({"seed": request.seed}, task, ranks)
+    return dataclasses.replace(request, seed=met.records[0]["of_node"]["seed"]) if met.outcome == "done" else request
+
+
 def _write(run: Path, tasks: Tasks) -> None:
     for name, processes in tasks.items():
         write_json(run, f"environment/preflight-{name}.json", {"task": name, "processes": processes})
@@ -184,17 +203,23 @@ def _gather(tasks: Tasks, task: Task, ranks: Ranks) -> Tasks:
 
     Where a node is lost, each of the others judges what it has: the ranks that it lacks are told check by check.
     """
-    mine = Path(f"{task.out}.tasks.json")
-    mine.parent.mkdir(parents=True, exist_ok=True)
-    mine.write_text(json.dumps(tasks))
-    (gathered,) = run_task(task, ranks, LIMITS["gather"])
+    gathered = _exchange(tasks, task, ranks)
     if gathered.outcome != "done":
         return {**tasks, "gather": [gathered.to_json()]}
     merged: Tasks = {name: [] for name in tasks}
     for record in gathered.records:
-        for name, processes in record["tasks"].items():
+        for name, processes in record["of_node"].items():
             merged[name] += processes
     return merged
+
+
+def _exchange(value: Mapping[str, Any], task: Task, ranks: Ranks) -> Measured:
+    """Give a value to all nodes; what each of them gave stands in the records, in their order."""
+    mine = Path(f"{task.out}.given.json")
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_text(json.dumps(value))
+    (met,) = run_task(task, ranks, LIMITS["gather"])
+    return met
 
 
 def read_findings(run: Path) -> list[Finding]:

@@ -40,11 +40,10 @@ def pytest_xdist_auto_num_workers(config):
         raise pytest.UsageError(str(error)) from error
 
 
-def _seed(config, place):
-    """The seed that was asked for, else a fresh one; nodes that are started one by one cannot agree on a fresh one."""
+def _seed(config):
+    """The seed that was asked for, else a fresh one; of several nodes that of node 0 counts."""
     asked = any(str(arg).partition("=")[0] == "--seed" for arg in config.invocation_params.args)
-    alone = place.nodes == 1 or place.launcher != "torchrun"
-    return secrets.randbelow(1 << 31) if alone and not asked else config.option.seed
+    return config.option.seed if asked else secrets.randbelow(1 << 31)
 
 
 def _request(config):
@@ -64,7 +63,7 @@ def _request(config):
     if device.backend != "gloo" and found < devices:
         raise ConformanceError(f"{devices} device(s) were asked for; this node has {found} ({device.name}).")
     workload = option.workload or default_workload(device, nodes * devices)
-    seed, overrides = _seed(config, place), parse_overrides(option.set)
+    seed, overrides = _seed(config), parse_overrides(option.set)
     make_plan(load_workload(workload), Topology(nodes, devices), overrides, seed=seed)
     return Request(workload, place, devices, seed, option.internevo, overrides)
 

@@ -188,19 +188,24 @@ def test_a_run_that_a_killed_worker_began_is_not_gone_on_with(suite, tmp_path, m
 
 
 @pytest.mark.parametrize(
-    ("args", "nodes", "launcher", "fresh"),
-    [
-        ((), 1, "torchrun", True),
-        ((), 4, "slurm", True),
-        ((), 4, "torchrun", False),
-        (("--seed", "1024"), 1, "torchrun", False),
-        (("--seed=1024",), 1, "torchrun", False),
-    ],
+    ("args", "fresh"), [((), True), (("--nodes", "2"), True), (("--seed", "1024"), False), (("--seed=1024",), False)]
 )
-def test_a_seed_is_fresh_unless_it_was_given_or_nodes_could_not_agree_on_it(suite, args, nodes, launcher, fresh):
+def test_a_seed_is_fresh_unless_it_was_given(suite, args, fresh):
     config = SimpleNamespace(invocation_params=SimpleNamespace(args=args), option=SimpleNamespace(seed=1024))
-    seeds = {suite._seed(config, Place(launcher, nodes, 0, "a", 1)) for _ in range(3)}
+    seeds = {suite._seed(config) for _ in range(3)}
     assert (seeds != {1024}) is fresh
+
+
+@pytest.mark.parametrize(("met", "seed"), [("done", 7), ("timeout", 8)])
+def test_the_seed_of_node_0_counts_on_every_node_that_meets_it(tmp_path, monkeypatch, met, seed):
+    def run_task(task, ranks, limit):
+        assert (ranks.node_rank, ranks.port) == (1, 29508)
+        gathered = ({"kind": "gathered", "of_node": {"seed": own}} for own in (7, 8))
+        return (Measured(1, met, "", 1.0, tuple(gathered) if met == "done" else (), ""),)
+
+    monkeypatch.setattr(session, "run_task", run_task)
+    request = session.Request("tiny-perf", Place("torchrun", 2, 1, "127.0.0.1", 29500), 1, 8, None)
+    assert session.with_seed_of_node_0(CpuDevice(), request, tmp_path).seed == seed
 
 
 @pytest.mark.slow
@@ -226,6 +231,8 @@ def test_two_nodes_that_are_started_one_by_one_share_their_checks_over_workers(t
     assert first == second
     assert [finding.check for finding in first] == list(CHECKS)
     assert next(f for f in first if f.check == "host-clock").result is Result.PASS
+    seeds = [read_json(RunDirectory(tmp_path / f"run{rank}"), session.SETUP)["seed"] for rank in range(2)]
+    assert seeds[0] == seeds[1] != 1024
 
 
 @pytest.mark.slow
