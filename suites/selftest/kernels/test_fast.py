@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-pytest.importorskip("torch")
+pytestmark = pytest.mark.needs("torch")
 
 UNCOMPILED = """
 import logging, torch
