@@ -53,11 +53,11 @@ def _whole_rows(pieces: Iterable[bytes]) -> Iterator[bytes]:
     for piece in pieces:
         if b"\r" in piece:
             piece = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        head, end, tail = piece.rpartition(b"\n")
-        if end:
-            yield carry + head + end
+        cut = piece.rfind(b"\n") + 1
+        if cut:
+            yield b"".join((carry, memoryview(piece)[:cut]))
             carry = b""
-        carry = (carry + tail)[:_MAX_ROW]
+        carry = (carry + piece[cut:])[:_MAX_ROW]
     yield carry
 
 
@@ -77,8 +77,9 @@ def _count_columns(header: list[str], block: bytes) -> Clocks:
     if not block.isascii():
         raise _OddError
     text = np.frombuffer(block, np.uint8)
-    row_ends = text == ord("\n")
-    ends = np.flatnonzero((text == ord(",")) | row_ends)
+    row_ends, separators = text == ord("\n"), text == ord(",")
+    separators |= row_ends
+    ends = np.flatnonzero(separators)
     if not len(ends):
         return {}
     if len(ends) != len(header) * np.count_nonzero(row_ends):
@@ -87,9 +88,9 @@ def _count_columns(header: list[str], block: bytes) -> Clocks:
     if not row_ends[cells[:, -1]].all():
         raise _OddError
     devices, whole = _numbers(text, cells, index)
-    percents, mhz = _numbers(text, cells, busy)[0], _numbers(text, cells, clock)[0]
     if not whole.all():
         raise _OddError
+    percents, mhz = _numbers(text, cells, busy)[0], _numbers(text, cells, clock)[0]
     used = (percents >= BUSY_PERCENT) & (mhz >= 0) & (mhz <= MAX_MHZ)
     pairs, counts = np.unique(devices[used] * (MAX_MHZ + 1) + mhz[used], return_counts=True)
     found: Clocks = {}

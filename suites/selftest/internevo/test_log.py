@@ -322,6 +322,11 @@ def test_a_log_of_several_runs_is_parted_at_their_heads():
     ]
 
 
+def test_every_run_of_a_file_tells_which_line_of_code_wrote_its_metrics():
+    place = "training_internlm.py record_current_batch_training_metrics"
+    assert [run.head.code_lines[place] for run in parse(SLICE + EXHAUSTED + SLICE)] == [599, 747, 599]
+
+
 def test_headless_runs_are_parted_where_the_steps_fall_back():
     lines = b"".join(METRIC_LINES)
     assert [run.steps["step"].tolist() for run in parse(lines + lines[: len(lines) // 2])] == [
