@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 
 # nvidia-smi answers in well under a second; a driver that hangs must not hang the suite.
 SMI_TIMEOUT_SECONDS = 20
@@ -79,6 +80,14 @@ class CudaDevice:
 
     def activate(self) -> None:
         """Nothing to do: InternEvo calls torch.cuda and NCCL itself."""
+
+    def telemetry_command(self) -> list[str]:
+        """Samples of every device of the node, by NVML.
+
+        Returns:
+            Command that prints CSV until it is ended.
+        """
+        return [sys.executable, "-m", "conformance.devices.nvml"]
 
     def identity(self, index: int) -> dict[str, str]:
         """Identity from nvidia-smi.

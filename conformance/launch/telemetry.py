@@ -1,7 +1,7 @@
 """Device telemetry once a second, by a process of its own: the training and its supervisor never wait for it.
 
-NVIDIA's is nvidia-smi's own CSV. A device plugin may name a command of its vendor's tool, which prints CSV until it is
-ended, with a method ``telemetry_command() -> list[str]``. The CPU's is sampled here.
+A device plugin may name a command that prints CSV until it is ended, with a method
+``telemetry_command() -> list[str]``: NVIDIA's is conformance/devices/nvml.py. The CPU's is sampled here.
 
 A run of days would leave gigabytes: from FULL_RATE_SECONDS on, which no performance run reaches, one sample a minute of
 each device is kept, as the tool printed it; nothing is averaged, and each row tells its own time.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,10 +25,6 @@ from conformance.devices import load_device
 from conformance.launch import samples
 from conformance.launch.torchrun import RUN_MARK, mark, telemetry_mark
 
-NVIDIA_FIELDS = (
-    "timestamp,index,uuid,utilization.gpu,memory.used,power.draw,temperature.gpu,clocks.sm,clocks.mem,"
-    "clocks_throttle_reasons.active"
-)
 INTERVAL_SECONDS = 1.0
 # The longest performance run, 70B on 32 cards, takes about 2 h at the reference's speed. 6 h of 8 devices are 25 MB.
 FULL_RATE_SECONDS = 6 * 3600.0
@@ -71,10 +66,7 @@ def _tool(device: str) -> list[str] | None:
     if device == "cpu":
         return []
     own = getattr(load_device(device), "telemetry_command", None)
-    if own is not None:
-        return list(own())
-    tool = shutil.which("nvidia-smi") if device == "cuda" else None
-    return [tool, f"--query-gpu={NVIDIA_FIELDS}", "--format=csv", "--loop=1"] if tool else None
+    return None if own is None else list(own())
 
 
 def thinned(rows: Iterable[tuple[float, str]]) -> Iterator[str]:
