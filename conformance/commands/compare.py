@@ -8,8 +8,8 @@ from pathlib import Path
 EPILOG = """\
 Each bundle is verified first; one that does not hold is named and not ranked. Runs are ranked within their workload, by
 TGS. MFU is model FLOPs (GQA counted right) over the GEMM ceiling that the same submission's preflight measured. Energy
-is the devices' own, from their telemetry; hosts, network and cooling are not in it. A dash is a figure that the
-evidence does not tell. A rehearsal certifies nothing.
+is the devices' own, from their telemetry; hosts, network and cooling are not in it. A dash, or a column that is not
+there, is a figure that the evidence does not tell. A rehearsal certifies nothing.
 
 exit codes: 0 all are ranked, 1 some do not hold, 2 none could be compared
 
@@ -18,10 +18,7 @@ example:
 """
 TITLES = {
     "name": "system",
-    "workload": "workload",
     "verdict": "verdict",
-    "device": "device",
-    "devices": "devices",
     "tgs": "TGS",
     "tflops": "TFLOPS",
     "mfu": "MFU",
@@ -78,21 +75,31 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(rows) -> None:  # type: ignore[no-untyped-def]
+    import itertools
+
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from conformance.report.wording import number
 
-    table = Table(box=None, pad_edge=False)
-    for field, title in TITLES.items():
-        # Names fold; of a figure no digit is left out.
-        named = field in ("name", "workload", "verdict", "device")
-        table.add_column(title, justify="left" if named else "right", overflow="fold", no_wrap=not named)
-    for row in rows:
-        cells = [row[field] for field in TITLES]
-        table.add_row(*(escape(_shown(cell)) if isinstance(cell, str) else number(cell) for cell in cells))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    for workload, group in itertools.groupby(rows, key=lambda row: row["workload"]):
+        ranked = list(group)
+        console.print(f"[bold]{escape(_shown(workload))}[/bold]")
+        table = Table(box=None, pad_edge=False)
+        told = [field for field in TITLES if any(row[field] is not None for row in ranked)]
+        for field in told:
+            # Names fold; of a figure no digit is left out.
+            named = field == "name"
+            table.add_column(TITLES[field], justify="left" if named else "right", overflow="fold", no_wrap=not named)
+        for row in ranked:
+            name = f"{_shown(row['name'])}\n{row['devices']} x {_shown(row['device'])}"
+            cells = [row[field] for field in told if field != "name"]
+            table.add_row(
+                escape(name), *(escape(_shown(cell)) if isinstance(cell, str) else number(cell) for cell in cells)
+            )
+        console.print(table)
 
 
 def _csv(rows) -> str:  # type: ignore[no-untyped-def]

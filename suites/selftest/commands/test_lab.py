@@ -258,7 +258,7 @@ def test_compare_ranks_what_holds_and_names_what_does_not(lab, capsys):
 
 
 def test_compare_ranks_by_tgs(lab, capsys, monkeypatch):
-    """The slow one is named first; at 80 columns no digit of a figure is left out."""
+    """The slow one is named first; at 80 columns no digit of a figure is left out, and no word is broken."""
     monkeypatch.setenv("COLUMNS", "80")
     now = datetime.now(timezone.utc)
     slow = lab.run("slow", lab.challenge(issued=now - timedelta(days=1)))
@@ -278,7 +278,9 @@ def test_compare_ranks_by_tgs(lab, capsys, monkeypatch):
     assert main(["compare", "slow.tar", "fast.tar"]) == 0
     shown = capsys.readouterr().out
     assert all(number(row[figure]) in shown for row in rows for figure in ("tgs", "tflops", "loss"))
+    assert all(word in shown for word in (*(row["workload"] for row in rows), "REHEARSAL", "fast.tar", "slow.tar"))
     assert "…" not in shown
+    assert "J/token" not in shown  # what no run's evidence tells has no column
 
 
 def test_the_same_report_twice_is_ranked_once(lab, capsys):
