@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -259,9 +259,13 @@ def kept_patches(files: Evidence) -> dict[str, str]:
 
 def _even(files: Evidence) -> Finding:
     names = [name for name in files.names() if name.startswith("environment/telemetry-node")]
-    with contextlib.ExitStack() as stack:
-        streams = {name: stack.enter_context(files.open(name)) for name in names}
-        return supervision.even({name: iter(partial(s.read, 1 << 19), b"") for name, s in streams.items()})
+    return supervision.even({name: _pieces(files, name) for name in names})
+
+
+def _pieces(files: Evidence, name: str) -> Iterator[bytes]:
+    """Read a large file; it is open only while it is read, for there may be one of each node."""
+    with files.open(name) as stream:
+        yield from iter(partial(stream.read, 1 << 19), b"")
 
 
 def _optional(files: Evidence, name: str) -> dict[str, Any] | None:

@@ -108,7 +108,7 @@ def _numbers(text: _Bytes, cells: _Whole, at: int) -> tuple[_Whole, npt.NDArray[
         raise _OddError
     values, inside, length = np.zeros(len(end), np.int64), np.ones(len(end), np.bool_), np.zeros(len(end), np.int64)
     for place in range(_MAX_DIGITS):
-        digits = text[np.minimum(begin + place, end)] - np.uint8(ord("0"))
+        digits = text.take(begin + place, mode="clip") - np.uint8(ord("0"))
         inside &= digits < 10
         if not inside.any():
             break

@@ -100,6 +100,24 @@ def test_a_fault_decides_the_verdict_of_a_run_whose_logs_are_good(run):
     assert judge(RunDirectory(run)).verdict is Verdict.INCONCLUSIVE
 
 
+def test_no_two_nodes_telemetry_is_open_at_once(run):
+    """Each open file of a bundle has a buffer of a MiB, and there may be hundreds of nodes."""
+    for node in range(3):
+        (run / f"environment/telemetry-node{node}.csv").write_bytes(telemetry(1755, 1740))
+    still_open = []
+
+    class Watched(RunDirectory):
+        def open(self, name):
+            assert not [stream for stream in still_open if not stream.closed]
+            stream = super().open(name)
+            if "telemetry" in name:
+                still_open.append(stream)
+            return stream
+
+    judge(Watched(run))
+    assert len(still_open) == 3
+
+
 def test_a_slow_device_is_reported_and_decides_nothing(run):
     (run / "environment/telemetry-node0.csv").write_bytes(telemetry(1755, 1200))
     judgement = judge(RunDirectory(run))
