@@ -179,6 +179,8 @@ def _without_a_log(files: Evidence, plan: Plan, config: str, attempts: Sequence[
         _of_all(attempts, lambda each: run_checks.source(plan.workload, each.record)),
         _of_all(attempts, lambda each: run_checks.patches(each.record, kept_patches(each.files), each.ranks)),
         run_checks.uniform(_all_ranks(attempts)),
+        _of_all(attempts, lambda each: run_checks.computing(each.record)),
+        _of_all(attempts, lambda each: run_checks.environment(each.record)),
         *supervision.faults(_optional(files, evidence.FAULTS)),
         *supervision.pace(_optional(files, evidence.FAULTS)),
         _even(files),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from conformance import journal
@@ -210,6 +210,62 @@ def uniform(records: Mapping[int, Mapping[str, Any]]) -> Finding:
         evidence="environment/",
         next_step="" if good else "Install the same image on every node; environment/rank*.json show each rank's.",
     )
+
+
+# What these say decides the numbers that come out, or has to be the same on every rank of a group.
+COMPUTING = ("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "NCCL_ALGO", "NCCL_PROTO")
+
+
+def computing(record: Mapping[str, Any]) -> Finding:
+    """Whether every node set the variables alike that decide what is computed.
+
+    Args:
+        record: environment/run.json.
+
+    Returns:
+        The finding of check run-computing.
+    """
+    good = "No node set a variable that decides what is computed otherwise than node 0."
+    return _set_alike("run-computing", record, good, lambda name: name in COMPUTING)
+
+
+def environment(record: Mapping[str, Any]) -> Finding:
+    """Whether every node set the other recorded variables alike.
+
+    Args:
+        record: environment/run.json.
+
+    Returns:
+        The finding of check run-environment.
+    """
+    good = "No node set another recorded variable otherwise than node 0."
+    return _set_alike("run-environment", record, good, lambda name: name not in COMPUTING)
+
+
+def _set_alike(check: str, record: Mapping[str, Any], good: str, is_meant: Callable[[str], bool]) -> Finding:
+    ours = record.get("environment", {})
+    faults = [
+        f"{name} is {_value(theirs)} on node {node} ({record.get('hosts', {}).get(node, 'unnamed')}), and "
+        f"{_value(ours.get(name))} on node 0"
+        for node, variables in sorted(record.get("environment_differs", {}).items())
+        for name, theirs in sorted(variables.items())
+        if is_meant(name)
+    ]
+    return Finding(
+        check,
+        Result.FAIL if faults else Result.PASS,
+        f"{'; '.join(faults)}." if faults else good,
+        float(len(faults)),
+        "variables",
+        0.0,
+        "node 0",
+        evidence="environment/run.json",
+        next_step="Set the same variables on every node." if faults else "",
+    )
+
+
+def _value(value: str | None) -> str:
+    return "not set" if value is None else quoted(value[:100])
 
 
 def attempts(digests: Sequence[str], entries: Sequence[Mapping[str, Any]], resumable: bool = True) -> Finding:

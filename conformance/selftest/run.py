@@ -267,6 +267,16 @@ _ON_A_RUN = (
         "another model of device on one rank",
         edit_json("environment/rank1.json", lambda r: r["device"].update(model="Other")),
     ),
+    _fault(
+        "run-computing",
+        "TF32 forced on one node alone",
+        edit_json(evidence.RUN, lambda r: r.update(environment_differs={"1": {"NVIDIA_TF32_OVERRIDE": "1"}})),
+    ),
+    _fault(
+        "run-environment",
+        "other threads on one node",
+        edit_json(evidence.RUN, lambda r: r.update(environment_differs={"1": {"OMP_NUM_THREADS": None}})),
+    ),
     _fault("run-faults", "a rank was killed", edit_json(evidence.FAULTS, lambda f: f["faults"].append(SEEN))),
     _fault(
         "run-pace",

@@ -116,6 +116,17 @@ def test_an_unruled_patch_file_leaves_the_verdict_open(run):
     assert results(run)[1]["patches-declared"].result is Result.FAIL
 
 
+def test_a_variable_that_a_node_set_otherwise_is_told_with_both_values(run):
+    differs = {"1": {"NCCL_ALGO": "Tree", "OMP_NUM_THREADS": None}}
+    record = {"environment": {"OMP_NUM_THREADS": "8"}, "environment_differs": differs, "hosts": {"1": "node-b"}}
+    edit_json(run / "environment/run.json", lambda r: r.update(record))
+    verdict_given, found = results(run)
+    assert found["run-computing"].message == "NCCL_ALGO is 'Tree' on node 1 (node-b), and not set on node 0."
+    assert found["run-environment"].message == "OMP_NUM_THREADS is not set on node 1 (node-b), and '8' on node 0."
+    assert {found[check].result for check in ("run-computing", "run-environment")} == {Result.FAIL}
+    assert verdict_given is Verdict.NOT_CONFORMANT
+
+
 def test_metrics_in_two_logs_are_refused(run):
     (run / "logs/node0/rank1.log").write_text((run / "logs/node0/rank0.log").read_text())
     result, found = results(run)
