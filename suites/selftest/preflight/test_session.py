@@ -241,6 +241,7 @@ def test_two_nodes_of_this_machine_pass_as_one_cluster_and_leave_their_evidence(
     run = tmp_path / "run"
     command = [sys.executable, "-m", "pytest", "suites/preflight", "-q", "-p", "no:cacheprovider", "--device", "cpu"]
     command += ["--nodes", "2", "--devices-per-node", "1", "--launcher", "local", "--run-dir", str(run), "--seed", "5"]
+    command += ["--reports", str(tmp_path)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
     assert result.returncode == 0, result.stdout
     assert "2 x cpu on 2 node(s), the shapes of tiny-perf, small ones: this is a rehearsal" in " ".join(
