@@ -45,6 +45,12 @@ def test_rows_of_one_form_are_not_read_one_by_one(monkeypatch):
     assert sum(sum(count.values()) for count in busy_clocks(pieces(data, 1000)).values()) == 1000
 
 
+def test_devices_of_two_digits_in_the_first_column_keep_both():
+    rows = [f"{n}, 100 %, 1755 MHz\n" for n in (9, 10, 11, 12)]
+    data = ("index, utilization.gpu [%], clocks.current.sm [MHz]\n" + "".join(rows)).encode()
+    assert busy_clocks([data]) == {name: {1755: 1} for name in ("9", "10", "11", "12")}
+
+
 CELLS = st.sampled_from(
     [
         *("0", "7", "00", "15", " 3", "3 ", "99 %", "50", "49.99", "1.5", "1234567890", "-5"),

@@ -68,10 +68,33 @@ def test_a_rate_that_was_changed_is_far_from_the_curve():
     assert honest.max() < 1e-6 * rates.max() < fit_residual(rates, updates)[30]
 
 
+def test_a_rate_that_was_changed_by_so_little_that_the_end_stays_tells_no_length():
+    rates, updates = steps("h200-124m-data-exhausted-v0.3.1.log")
+    rates[30] *= 1.00001
+    assert fit_total_steps(rates, updates) is None
+
+
+def test_four_rates_after_the_peak_are_enough_and_three_are_not():
+    rates, updates = steps("h200-124m-data-exhausted-v0.3.1.log")
+    end = int(np.argmax(rates)) + 5
+    assert fit_total_steps(rates[:end], updates[:end]) == 600
+    assert fit_total_steps(rates[: end - 1], updates[: end - 1]) is None
+
+
+def test_the_rate_after_the_peak_is_held_against_the_curve_too():
+    rates, updates = steps("h200-124m-data-exhausted-v0.3.1.log")
+    after = int(np.argmax(rates)) + 1
+    rates[after] *= 0.999
+    assert fit_residual(rates, updates)[after] > 1e-6 * rates.max()
+
+
 @pytest.mark.parametrize(
     "rates",
-    [[], [1e-4], [1e-4] * 10, [1e-4, 2e-4, 3e-4], [np.nan] * 8, [0.0] * 8, list(np.linspace(1e-4, 1e-5, 12))],
-    ids=["none", "one", "constant", "warm-up only", "undefined", "zero", "linear"],
+    [
+        *([], [1e-4], [1e-4] * 10, [1e-4, 2e-4, 3e-4], [np.nan] * 8, [0.0] * 8, list(np.linspace(1e-4, 1e-5, 12))),
+        [2e-4, 1e-4, 2e-4, 1e-4, 2e-4],
+    ],
+    ids=["none", "one", "constant", "warm-up only", "undefined", "zero", "linear", "in turn"],
 )
 def test_rates_that_show_no_cosine_tell_no_length(rates):
     assert fit_total_steps(np.array(rates), np.arange(len(rates)) + 1.0) is None

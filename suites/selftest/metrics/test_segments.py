@@ -1,0 +1,21 @@
+"""The segments of a resumed run are put together so that what two of them made stands side by side."""
+
+import io
+import runpy
+from pathlib import Path
+
+from conformance.internevo.log import parse_log
+from conformance.metrics.segments import merge
+
+ROOT = Path(__file__).resolve().parents[3]
+Run = runpy.run_path(str(ROOT / "fixtures" / "honest_log.py"))["Run"]
+
+
+def test_a_segment_that_makes_steps_of_two_others_again_is_held_against_each_step_by_its_number():
+    run = Run(total_steps=60)
+    parts = (run.text(last=40), run.text(first=30, last=50), run.text(first=20))
+    steps, overlaps = merge([parse_log(io.BytesIO(part))[0] for part in parts])
+    assert steps["step"].tolist() == list(range(60))
+    assert steps["segment"].tolist() == [0] * 20 + [2] * 40
+    made_twice = [(earlier["step"].tolist(), later["step"].tolist()) for earlier, later in overlaps]
+    assert made_twice == [(list(range(30, 40)),) * 2, (list(range(20, 50)),) * 2]
