@@ -34,9 +34,11 @@ def test_a_failed_check_gives_1(capsys):
 
 
 def test_json_of_several_files(capsys):
-    assert main(["analyze", "--json", *map(str, sorted(LOGS.glob("*.log")))]) == 1
+    logs = sorted(map(str, LOGS.glob("*.log")))
+    assert main(["analyze", "--json", *logs]) == 1
     runs = json.loads(capsys.readouterr().out)["runs"]
-    assert sorted(run["outcome"] for run in runs) == ["completed"] * 3 + ["crashed", "out_of_memory"]
+    ended = ["completed"] * (len(logs) - 2) + ["crashed", "out_of_memory"]
+    assert sorted(run["outcome"] for run in runs) == ended
 
 
 @pytest.mark.parametrize(
