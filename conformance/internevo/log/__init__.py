@@ -35,7 +35,7 @@ def parse_log(stream: BinaryIO, name: str = "") -> list[RunLog]:
     """
     parser = Parser()
     parser.read(stream)
-    frame = _frame(parser.rows)
+    frame = _frame(parser)
     runs = [
         (head, _without_cut_rows(piece, parser), span) for head, part in _by_head(frame, parser) for piece, span in part
     ]
@@ -66,14 +66,32 @@ def _refused(span: Span, refusals: Sequence[tuple[int, int, str]], counts: LineC
     return Refused(lines, tuple(examples[:MAX_EXAMPLES]), counts.cut and span[1] > counts.lines)
 
 
-def _frame(layouts: dict[Layout, Rows]) -> pd.DataFrame:
-    frames = [_frame_of(rows, layout, number) for number, (layout, rows) in enumerate(layouts.items())]
+def _frame(parser: Parser) -> pd.DataFrame:
+    frames = [_frame_of(rows, layout, number) for number, (layout, rows) in enumerate(parser.rows.items())]
     if not frames:
         return _no_rows()
     frame = frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
     # Two rows have one line where a write was cut short and the next one follows it there.
-    ordered = frame["line"].is_monotonic_increasing
-    return frame if ordered else frame.sort_values(["line", "step"], ignore_index=True)
+    if not frame["line"].is_monotonic_increasing:
+        frame = frame.sort_values(["line", "step"], ignore_index=True)
+    return _without_echoes(frame, parser)
+
+
+def _without_echoes(frame: pd.DataFrame, parser: Parser) -> pd.DataFrame:
+    """Leave out rows that only say the row before again, in a line without a time.
+
+    Where some library of the platform gives Python's root logger a handler, each of InternEvo's lines is printed twice.
+    """
+    timeless = frame["time"].isna().to_numpy()
+    later = np.flatnonzero(timeless[1:] & ~timeless[:-1]) + 1
+    if not len(later):
+        return frame
+    said = frame.drop(columns=["line", "time"])
+    again, first = (said.iloc[rows].to_numpy(np.float64) for rows in (later, later - 1))
+    echoes = later[((again == first) | (np.isnan(again) & np.isnan(first))).all(axis=1)]
+    parser.counts["steps"] -= len(echoes)
+    parser.counts["known"] += len(echoes)
+    return frame.drop(index=echoes).reset_index(drop=True) if len(echoes) else frame
 
 
 def _frame_of(rows: Rows, layout: Layout, number: int) -> pd.DataFrame:

@@ -145,7 +145,7 @@ class LineCounts:
     Args:
         lines: Lines of the file.
         steps: Lines that became a row of the frame; a wrapped line counts once for each of its pieces.
-        known: Lines read as head, event or traceback.
+        known: Lines read as head, event or traceback, or as a line of metrics that another handler printed again.
         refused: Lines, or pieces of lines, that carry metrics but cannot be trusted.
         other: The rest: warnings, progress bars, prints.
         examples: Some of the refused, each with its line number and the reason.

@@ -142,6 +142,22 @@ def test_templates_read_what_reading_line_by_line_reads(data, monkeypatch):
     assert fast.events == slow.events
 
 
+HEADED = re.compile(rb"(?m)^\d{4}-.*?\tINFO [\w.]+:\d+ in \w+ -- (.*)$")
+
+
+def test_a_line_that_the_root_logger_prints_again_is_no_second_step():
+    twice = HEADED.sub(lambda match: match[0] + b"\nINFO:/opt/run/internevo/train.py:" + match[1], SLICE)
+    run, once = only(twice), only(SLICE)
+    pd.testing.assert_frame_equal(run.steps.drop(columns="line"), once.steps.drop(columns="line"))
+    assert run.counts.steps == once.counts.steps
+    assert run.counts.known == once.counts.known + len(once.steps)
+
+
+def test_a_line_that_is_said_again_with_another_figure_is_kept_for_the_checks_to_refuse():
+    twice = HEADED.sub(lambda match: match[0] + b"\nINFO:train.py:" + match[1].replace(b"loss=", b"loss=1"), SLICE)
+    assert sum(len(run.steps) for run in parse(twice)) == 2 * len(only(SLICE).steps)
+
+
 def test_lines_are_numbered_as_an_editor_numbers_them():
     lines = SLICE.splitlines()
     for line, step in only(SLICE).steps[["line", "step"]].itertuples(index=False):
