@@ -25,7 +25,10 @@ TESTS = "suites/selftest"
 # Part: its source below conformance/, and the tests that mirror it.
 PARTS = {
     "metrics": ("metrics", [f"{TESTS}/metrics", f"{TESTS}/test_analysis.py", f"{TESTS}/checks"]),
-    "checks": ("checks", [f"{TESTS}/checks", f"{TESTS}/selftest", f"{TESTS}/test_peer_failures.py"]),
+    "checks": (
+        "checks",
+        [f"{TESTS}/checks", f"{TESTS}/test_judgement.py", f"{TESTS}/selftest", f"{TESTS}/test_peer_failures.py"],
+    ),
     "plan": ("plan.py", [f"{TESTS}/test_plan.py", f"{TESTS}/internevo/test_reference_config.py"]),
     "bundle": ("bundle", [f"{TESTS}/bundle", f"{TESTS}/commands"]),
 }

@@ -197,6 +197,14 @@ def test_a_checkpointed_slice_of_24_layers_is_no_7b():
     assert {"log-head"} <= red(forged, plan=seven)
 
 
+def test_a_checkpointed_runs_flops_per_token_are_those_of_f_4():
+    run, head = Run(), 6 * 4096 * 32000  # the output projection is not recomputed
+    plan = make_plan(load_workload("llama2-7b-perf"), Topology(1, 1), {"checkpoint": True})
+    recomputed = (4 / 3 * (run.flops_per_token - head) + head) / run.flops_per_token
+    assert "log-flops" not in red(mutate(run.text(), "tflops", times(recomputed), step=None), plan=plan)
+    assert "log-flops" in red(run.text(), plan=plan)
+
+
 def test_figures_that_are_raised_together_contradict_the_clock():
     data = SLICE
     for name in ("last_tgs_1", "tgs_all", "tgs_avg", "tgs_SMA", "last_tgs_10"):
@@ -310,9 +318,21 @@ def test_a_forged_loss_passes_no_target():
         assert {f.check: f.result for f in judged.findings}["loss-target"] is not Result.PASS
 
 
+def test_a_log_that_can_be_read_has_no_line_that_cannot():
+    (run,) = analyze(io.BytesIO(SLICE))
+    finding = {f.check: f for f in run.findings}["log-readable"]
+    assert (finding.result, finding.value, finding.limit) == (Result.PASS, 0.0, 0.0)
+
+
 def test_real_tgs_counts_the_tokens_that_are_no_padding():
-    lines = SLICE.replace(b" lr=", b" real_tgs=11000.0 lr=")
-    assert "log-types" in red(lines)
+    def real(line, factor=1.0):
+        tgs = float(re.search(rb"second\)=([\d.]+)", line)[1])
+        tokens = sum(map(int, re.findall(rb" tokens/\w+=(\d+)", line)))
+        return line.replace(b" lr=", b" real_tgs=%.2f lr=" % (factor * tgs * tokens / 32768))
+
+    honest = b"".join(real(line) if b" tflops=" in line else line for line in LINES)
+    assert red(honest) == red(SLICE)
+    assert "log-types" in red(instead(5, 5, real(FIVE, 1.01)))
 
 
 def test_a_stage_of_a_pipeline_holds_its_share_of_the_elements():

@@ -45,3 +45,10 @@ def test_a_quiet_loss_is_not_refused_for_rounding():
 def test_too_few_steps_are_held_to_the_wide_bound_alone():
     assert found(LEVEL[:5], LEVEL[:5] * 1.04).result is Result.PASS
     assert found(LEVEL[:5], LEVEL[:5] * 1.06).result is Result.FAIL
+
+
+def test_the_loss_over_all_ranks_shows_other_data_where_the_logging_ranks_own_is_the_same():
+    steps, again = making(LEVEL), making(LEVEL)
+    again["loss_from_metric"] = 2 + RNG.normal(0, 0.02, 50)
+    finding = overlap(Subject(steps, LogHead(), Facts(sources={}), overlaps=((steps, again),)))
+    assert finding.result is Result.FAIL

@@ -245,6 +245,21 @@ def test_bus_bandwidth_is_held_against_as_many_devices_of_one_node_alone(known, 
     assert ("from 310, the field" in found.message) is (known == 310.0)
 
 
+def test_a_node_that_has_too_little_is_told_in_the_unit_of_its_limit():
+    def change(preflight):
+        find(preflight, "host", "host", 1).update(shm_free_bytes=1 << 29)
+
+    found = all_results(change)["host-shm"]
+    assert ": 0.5 GiB; needed 1 GiB." in found.message
+    assert (found.result, found.value, found.limit, found.margin) == (Result.FAIL, 0.5, 1.0, -0.5)
+
+
+def test_the_slowest_link_is_told_beside_its_limit():
+    found = all_results(lambda preflight: None)["link-even"]
+    assert (found.result, found.limit) == (Result.PASS, 0.8)
+    assert found.limit <= found.value <= 1
+
+
 def test_what_a_tool_does_not_tell_is_no_breach_of_contract():
     preflight = sound_cluster()
     for process_of_node in preflight.tasks["contract"]:
@@ -262,11 +277,37 @@ def test_a_hang_is_named_by_rank_and_phase():
     assert "collectives: broadcast" in ended.message
 
 
+@pytest.mark.parametrize(
+    ("ending", "output", "told"),
+    [
+        ("failed", "step 1\nOSError: no disk\n\n", ": OSError: no disk"),
+        ("failed", "", ""),
+        ("timeout", "step 1\n", ""),
+    ],
+)
+def test_a_process_that_died_is_told_with_its_last_line_if_it_left_one(ending, output, told):
+    def change(preflight):
+        preflight.tasks["device"][2].update(outcome=ending, output=output, phase="gemm", seconds=7.0)
+
+    how = "died" if ending == "failed" else "hung and was ended"
+    message = all_results(change)["preflight-ended"].message
+    assert f"device: rank 2 {how} after 7 s in 'gemm'{told}" in message
+    assert "step 1" not in message
+
+
 def test_ranks_that_share_a_processor_are_not_compared():
     preflight = sound_cluster()
     shared = Preflight({**preflight.setup, "backend": "gloo"}, preflight.tasks, ())
     skipped = {finding.check for finding in judge(shared) if finding.result is Result.SKIP}
     assert skipped == {"speed-even", "link-even", "arrival-even", "gemm-speed", "copy-speed"}
+
+
+def test_one_row_that_is_far_off_is_seen_although_the_whole_is_not():
+    def change(preflight):
+        rms_norm = find(preflight, "device", "kernel", 1, kernel="rms-norm", result="out", dtype="bfloat16")
+        rms_norm.update(worst_row=0.1)  # beyond 16 x 3 roundings of 2^-9
+
+    assert all_results(change)["kernel-rms-norm"].result is Result.FAIL
 
 
 def test_limits_of_collectives_come_from_the_dtype():

@@ -4,7 +4,7 @@ import pytest
 
 from conformance import evidence
 from conformance.checks.finding import Result, Verdict
-from conformance.checks.supervision import even, faults, pace
+from conformance.checks.supervision import MIN_SAMPLES, even, faults, pace
 from conformance.evidence import RunDirectory
 from conformance.judgement import judge
 
@@ -13,7 +13,7 @@ FAULT = {"kind": "stall", "message": "The run stands still.", "next_step": "Look
 
 def test_no_fault_passes():
     (finding,) = faults({"faults": []})
-    assert (finding.check, finding.result) == ("run-faults", Result.PASS)
+    assert (finding.check, finding.result, finding.value, finding.limit) == ("run-faults", Result.PASS, 0, 0)
 
 
 def test_each_fault_is_a_failure_in_its_own_words():
@@ -83,13 +83,17 @@ def test_a_slow_device_is_named_with_its_node():
         b"",
         b"timestamp, index, utilization.cpu [%], clocks.cpu [MHz]\nx, 0, 99.0, 2000",
         telemetry(1755),
-        telemetry(1755, 300, samples=20),
+        telemetry(1755, 300, samples=MIN_SAMPLES - 1),
         telemetry(1755, 300, percent=10),
         telemetry("[N/A]", "[N/A]"),
     ],
 )
 def test_what_does_not_tell_is_skipped(csv):
     assert even({"environment/telemetry-node0.csv": [csv]}).result is Result.SKIP
+
+
+def test_a_minute_of_samples_is_enough():
+    assert even({"environment/telemetry-node0.csv": [telemetry(1755, 300, samples=MIN_SAMPLES)]}).result is Result.FAIL
 
 
 def test_a_fault_decides_the_verdict_of_a_run_whose_logs_are_good(run):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from conformance.checks.finding import Result
-from conformance.checks.throughput import check_floors, declared_floor, floor_reached
+from conformance.checks.throughput import check_floors, declared_floor, floor_reached, pool
 from conformance.checks.timing import utilisation
 from conformance.metrics.throughput import Tflops, throughput
 from conformance.spec.floors import Floor
@@ -53,6 +53,8 @@ def test_it_says_how_many_further_runs_would_settle_it(value, half_width, told):
 
 def test_the_floors_own_spread_no_number_of_runs_can_settle():
     assert "no number of further runs" in floor_reached("tgs-floor", 102.0, 1.0, SPREAD).message
+    # Beyond the floor's 3.92 only the rest of the gap is to be won: 5^2 / (4.5^2 - 3.92^2) = 5.1, so 6 runs in all.
+    assert "5 further runs" in floor_reached("tgs-floor", 104.5, 5.0, SPREAD).message
 
 
 SPEED = throughput(pd.DataFrame({"step": range(20), "tgs": [60.0, *np.tile([101.0, 102.0, 103.0], 7)[:19]]}))
@@ -74,6 +76,15 @@ def test_recomputation_does_not_raise_the_tflops_that_count():
     found = results({"tgs": FLOOR, "tflops": floor}, Tflops(logged=133, recomputed=100, model=90, model_causal=85))
     assert (found["tgs-floor"].result, found["tflops-floor"].result) == (Result.PASS, Result.FAIL)
     assert results({"tflops": floor}, Tflops(133, None, None, None))["tflops-floor"].result is Result.ERROR
+
+
+@pytest.mark.parametrize(("second", "result"), [(135.0, Result.PASS), (None, Result.ERROR)])
+def test_runs_together_have_tflops_where_each_of_them_has(second, result):
+    floor = Floor("w", "*", "tflops", 120.0, "TFLOPS/device", "a paper", "2024-01-01", 1, "published")
+    runs = {place: (SPEED, Tflops(None, recomputed, 90, 85)) for place, recomputed in enumerate((133.0, second))}
+    found = {finding.check: finding for finding in pool(runs, {"tgs": FLOOR, "tflops": floor}, "w", None).findings}
+    assert (found["tgs-floor"].result, found["tflops-floor"].result) == (Result.PASS, result)
+    assert found["tflops-floor"].value == (134.0 if second else None)
 
 
 def test_a_self_declared_floor_has_a_check_of_its_own():

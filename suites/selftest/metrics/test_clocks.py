@@ -45,10 +45,11 @@ def test_rows_of_one_form_are_not_read_one_by_one(monkeypatch):
     assert sum(sum(count.values()) for count in busy_clocks(pieces(data, 1000)).values()) == 1000
 
 
-def test_devices_of_two_digits_in_the_first_column_keep_both():
-    rows = [f"{n}, 100 %, 1755 MHz\n" for n in (9, 10, 11, 12)]
+@pytest.mark.parametrize("names", [("9", "10", "11", "12"), ("1:0", "1:1")], ids=["two digits", "card and chip"])
+def test_devices_in_the_first_column_keep_their_names(names):
+    rows = [f"{name}, 100 %, 1755 MHz\n" for name in names]
     data = ("index, utilization.gpu [%], clocks.current.sm [MHz]\n" + "".join(rows)).encode()
-    assert busy_clocks([data]) == {name: {1755: 1} for name in ("9", "10", "11", "12")}
+    assert busy_clocks([data]) == {name: {1755: 1} for name in names}
 
 
 CELLS = st.sampled_from(

@@ -4,8 +4,10 @@ import io
 import runpy
 from pathlib import Path
 
+import pytest
+
 from conformance.internevo.log import parse_log
-from conformance.metrics.segments import merge
+from conformance.metrics.segments import join, merge
 
 ROOT = Path(__file__).resolve().parents[3]
 Run = runpy.run_path(str(ROOT / "fixtures" / "honest_log.py"))["Run"]
@@ -19,3 +21,10 @@ def test_a_segment_that_makes_steps_of_two_others_again_is_held_against_each_ste
     assert steps["segment"].tolist() == [0] * 20 + [2] * 40
     made_twice = [(earlier["step"].tolist(), later["step"].tolist()) for earlier, later in overlaps]
     assert made_twice == [(list(range(30, 40)),) * 2, (list(range(20, 50)),) * 2]
+
+
+@pytest.mark.parametrize(("seq_len", "runs"), [(4096, 1), (2048, 2)])
+def test_lines_without_a_head_go_on_with_a_run_of_their_shape_only(seq_len, runs):
+    first = parse_log(io.BytesIO(Run(total_steps=60).text(last=30)))[0]
+    lines = parse_log(io.BytesIO(Run(total_steps=60, seq_len=seq_len).text(first=30, head=False)))[0]
+    assert len(join([first, lines])) == runs
