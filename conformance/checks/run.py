@@ -213,7 +213,7 @@ def uniform(records: Mapping[int, Mapping[str, Any]]) -> Finding:
 
 
 # What these say decides the numbers that come out, or has to be the same on every rank of a group.
-COMPUTING = ("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "NCCL_ALGO", "NCCL_PROTO")
+COMPUTING = ("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "NCCL_ALGO", "NCCL_PROTO", "PYTORCH_JIT")
 
 
 def computing(record: Mapping[str, Any]) -> Finding:
