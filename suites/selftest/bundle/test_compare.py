@@ -1,0 +1,48 @@
+"""A row of the comparison: figures that follow from what was verified."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from conformance.bundle import compare
+from conformance.checks.finding import Verdict
+
+SPEED = {"median": 4000.0, "ci95": [3990.0, 4010.0]}
+
+
+def rows(monkeypatch, ceilings, **metrics):
+    """Compare one bundle of a training run and of a preflight whose devices reached these TFLOPS."""
+    devices = [{"gemm_together_tflops": ceiling} for ceiling in ceilings]
+    preflight = SimpleNamespace(name="a", predicate={"kind": "preflight"}, rebuilt={"metrics": {"by_device": devices}})
+    rebuilt = {
+        "metrics": {"tgs": SPEED, **metrics},
+        "devices": [{"vendor": "ACME", "model": "X1"}] * 2,
+        "plan": {"tokens_per_step": 32768, "cards": 2},
+        "verdict": "REHEARSAL",
+    }
+    predicate = {"kind": "accuracy", "workload": {"name": "w"}}
+    run = SimpleNamespace(name="b", predicate=predicate, rebuilt=rebuilt, steps=())
+    told = {"report_id": "1", "verdict": Verdict.REHEARSAL, "vendor": "ACME", "predicate": {}}
+    verified = SimpleNamespace(runs=[preflight, run], answers=(), **told)
+    monkeypatch.setattr(compare, "verify", lambda path, bench: verified)
+    monkeypatch.setattr(compare.archive, "read_index", lambda path: SimpleNamespace(members={}))
+    made, left_out = compare.compare([Path("x.tar")], bench=None)
+    assert left_out == []
+    return made
+
+
+def test_utilisation_is_what_the_model_needed_over_what_the_preflight_measured(monkeypatch):
+    (row,) = rows(monkeypatch, [700.0, 800.0, 900.0], tflops={"model": 400.0, "recomputed": 420.0})
+    assert (row["mfu"], row["tflops"], row["tgs"], row["devices"]) == (0.5, 420.0, 4000.0, 2)
+
+
+@pytest.mark.parametrize(("ceilings", "tflops"), [([], {"model": 400.0}), ([800.0], {})])
+def test_without_either_there_is_no_utilisation(monkeypatch, ceilings, tflops):
+    assert rows(monkeypatch, ceilings, tflops=tflops)[0]["mfu"] is None
+
+
+def test_hours_to_the_target_are_steps_at_the_median_speed(monkeypatch):
+    (row,) = rows(monkeypatch, [], loss={"held_since": 1799, "window_mean": 1.7})
+    assert row["hours_to_target"] == pytest.approx(1800 * 32768 / 2 / 4000 / 3600)
+    assert rows(monkeypatch, [], loss={"held_since": None})[0]["hours_to_target"] is None
