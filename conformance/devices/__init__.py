@@ -121,9 +121,9 @@ def detect_device() -> Device:
         DeviceError: A plugin cannot be loaded or asked.
     """
     plugins = sorted(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP) if entry.name != "cpu")
-    vendors = [name for name in load_vendors() if name != "cpu" and name not in plugins]
-    for name in [*plugins, *vendors]:
-        device = load_device(name)
+    # By its row at once: to find each by its name, all installed packages would be looked through each time.
+    vendors = (VendorDevice(row) for name, row in load_vendors().items() if name not in ("cpu", *plugins))
+    for device in (*map(load_device, plugins), *vendors):
         if count_devices(device):
             return device
     return load_device("cpu")

@@ -36,19 +36,19 @@ def completed(data, **expected):
 @pytest.mark.parametrize(
     ("data", "result"),
     [
-        (stopped(RUN.text(last=720), 720), Result.PASS),
-        (stopped(RUN.text(last=560), 560), Result.FAIL),  # below, and not yet for a window's length
-        (stopped(HIGH.text(last=720), 720), Result.FAIL),
-        (stopped(RUN.text(last=15), 15), Result.FAIL),
+        (lambda: stopped(RUN.text(last=720), 720), Result.PASS),
+        (lambda: stopped(RUN.text(last=560), 560), Result.FAIL),  # below, and not yet for a window's length
+        (lambda: stopped(HIGH.text(last=720), 720), Result.FAIL),
+        (lambda: stopped(RUN.text(last=15), 15), Result.FAIL),
         # 20 steps of its own, which go on from 700 that count.
-        (stopped(RUN.text(last=700) + RUN.text(first=690, last=710), 710), Result.PASS),
+        (lambda: stopped(RUN.text(last=700) + RUN.text(first=690, last=710), 710), Result.PASS),
         # 80 steps of its own are below; the window of the whole run reaches back to those that are not.
-        (stopped(HIGH.text(last=610) + RUN.text(first=600, last=680), 680), Result.FAIL),
+        (lambda: stopped(HIGH.text(last=610) + RUN.text(first=600, last=680), 680), Result.FAIL),
     ],
     ids=["legal", "too early", "above", "few steps", "legal, resumed", "too early, resumed"],
 )
 def test_an_early_end(data, result):
-    assert completed(data, workload=WORKLOAD) is result
+    assert completed(data(), workload=WORKLOAD) is result
 
 
 def test_an_early_end_without_a_target_is_none():
