@@ -53,6 +53,16 @@ def test_every_freedom_reaches_the_file() -> None:
     assert values["data"]["total_steps"] == values["lr_scheduler"]["total_steps"] == 7
 
 
+@pytest.mark.parametrize(
+    ("name", "cards", "interval"), [("tiny-accuracy", 2, 401), ("slice-7b-perf", 1, 200), ("llama2-7b-perf", 8, 200)]
+)
+def test_a_rehearsal_on_the_cpu_is_not_held_up_by_measurements_of_the_device(
+    name: str, cards: int, interval: int
+) -> None:
+    plan = make_plan(load_workload(name), Topology(1, cards), {} if "llama2" in name else {"total_steps": 400})
+    assert config_values(plan)["data"]["empty_cache_and_diag_interval"] == interval
+
+
 def test_the_accuracy_configuration_has_the_published_values() -> None:
     # The published files import modules that nobody has, so the values that the benchmark states are the reference.
     values = config_values(make_plan(load_workload("llama2-7b-accuracy"), Topology(8, 8)))
