@@ -73,6 +73,8 @@ def cluster(folder):
     ports = {name: free_port() for name in ("ctld", "n1", "n2")}
     (folder / "slurm.conf").write_text(CONFIG.format(**names, **ports))
     (folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
+    # Nothing here uses control groups, but slurmd loads a plugin all the same, and that of version 2 needs systemd.
+    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
     environ = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": search_path()}
     munge = ["munged", "--foreground", "--force", f"--socket={folder}/munge.socket", f"--key-file={folder}/munge.key"]
     munge += [f"--{name}-file={folder}/munge.{name}" for name in ("log", "pid", "seed")]
