@@ -119,14 +119,11 @@ class RunAnalysis:
             "total_steps": facts.total_steps,
             "segments": len(self.segments),
             "cards": facts.cards,
-            "data_parallel": facts.data_parallel,
-            "tensor_parallel": facts.tensor,
-            "pipeline_parallel": facts.pipeline,
+            **facts.layout,
             "micro_bsz": facts.micro_bsz,
             "micro_num": facts.micro_num,
             "global_batch_size": facts.global_batch_size,
             "seq_len": model.seq_len if model else None,
-            "num_layers": model.num_layers if model else None,
             "hidden_size": model.hidden_size if model else None,
             "checkpoint_factor": facts.checkpoint_factor,
             "published_layout": asdict(facts.published_layout) if facts.published_layout else None,
@@ -221,17 +218,20 @@ def pool_runs(runs: Sequence[RunAnalysis], workload: Workload | None, limits: Li
             facts = run.facts
             layout = (facts.model, facts.cards, facts.data_parallel, facts.tensor, facts.pipeline, facts.micro_bsz)
             groups.setdefault((*layout, facts.tokens_per_step), {})[place] = run.speed, run.tflops
-    chosen = _floors(workload.name, limits)
     return [
-        throughput_checks.pool(group, chosen, workload.name, limits.device)
+        throughput_checks.pool(
+            group, _floors(workload.name, limits, runs[min(group)].facts), workload.name, limits.device
+        )
         for group in groups.values()
         if len(group) > 1
     ]
 
 
-def _floors(workload: str | None, limits: Limits) -> dict[str, Floor | None]:
+def _floors(workload: str | None, limits: Limits, facts: Facts) -> dict[str, Floor | None]:
+    if workload is None:
+        return {}
     floors = load_floors() if limits.floors is None else limits.floors
-    return {m: find_floor(floors, workload, m, limits.device) if workload else None for m in ("tgs", "tflops")}
+    return {m: find_floor(floors, workload, m, limits.device, facts.layout) for m in ("tgs", "tflops")}
 
 
 def analyze_logs(
@@ -292,7 +292,7 @@ def _analyze(
     fatal = (*last.exceptions, *others)
     findings = [completion.completed(outcome, len(steps), last_step, facts.total_steps, fatal, at_target, skipped)]
     findings += consistency.check_consistency(subject)
-    findings += _judge_figures(speed, flops, loss, workload, limits)
+    findings += _judge_figures(speed, flops, loss, workload, limits, facts)
     names = ", ".join(dict.fromkeys(segment.name for segment in segments if segment.name))
     findings = [replace(finding, evidence=finding.evidence or names) for finding in findings]
     return RunAnalysis(
@@ -320,7 +320,12 @@ def _mfu(flops: Tflops | None, limits: Limits) -> Mfu:
 
 
 def _judge_figures(
-    speed: Throughput | None, flops: Tflops | None, loss: Loss | None, workload: Workload | None, limits: Limits
+    speed: Throughput | None,
+    flops: Tflops | None,
+    loss: Loss | None,
+    workload: Workload | None,
+    limits: Limits,
+    facts: Facts,
 ) -> list[Finding]:
     findings = []
     if speed is not None and flops is not None:
@@ -328,7 +333,7 @@ def _judge_figures(
             findings.append(timing.utilisation(flops.model_causal, limits.peak_tflops, limits.ceilings))
         if workload is None or workload.kind == "perf":
             name = workload.name if workload else None
-            findings += throughput_checks.check_floors(speed, flops, _floors(name, limits), name, limits.device)
+            findings += throughput_checks.check_floors(speed, flops, _floors(name, limits, facts), name, limits.device)
         if limits.declared_tgs is not None:
             findings.append(throughput_checks.declared_floor(speed, limits.declared_tgs))
     if loss is not None:

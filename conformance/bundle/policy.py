@@ -18,7 +18,7 @@ from conformance.report import dsse, keys, schemas
 from conformance.report.build import suite_digest
 from conformance.report.challenge import TIME_FORMAT, Spent, time_of, time_text
 from conformance.spec import load_workload
-from conformance.spec.floors import Floor, floor_from
+from conformance.spec.floors import Floor, floor_from, refuse_twice
 from conformance.strictjson import quoted
 
 PAYLOAD_TYPE = "application/vnd.internevo-conformance.policy+json"
@@ -348,9 +348,7 @@ def _once(entries: list[dict[str, Any]], field: str, value: Any) -> dict[str, An
 
 def _floors(entries: list[dict[str, Any]]) -> tuple[Floor, ...]:
     floors = tuple(floor_from(entry, f"The policy's floor {number}") for number, entry in enumerate(entries, 1))
-    names = [(floor.workload, floor.device, floor.metric) for floor in floors]
-    if doubled := next((name for name in names if names.count(name) > 1), None):
-        raise PolicyError(f"The policy gives the floor for {' / '.join(doubled)} twice.", "Remove one of the two.")
+    refuse_twice(floors, "The policy")
     return floors
 
 

@@ -212,8 +212,8 @@ def _by_floor(finding: Finding, run: RunFacts, policy: Policy) -> Finding:
     if finding.check not in ("tgs-floor", "tflops-floor"):
         return finding
     model = next((str(device["model"]) for device in run.predicate["devices"]), None)
-    floor = find_floor(policy.floors, run.workload, metric, model)
     metrics = run.rebuilt.get("metrics", {})
+    floor = find_floor(policy.floors, run.workload, metric, model, metrics)
     speed, flops = metrics.get("tgs"), metrics.get("tflops")
     if floor is None or not speed:
         return finding

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from conformance.devices.vendors import load_vendors
 from conformance.errors import LaunchError
 
 # Names that say how a run was done; everything else may hold secrets and stays out of the evidence.
@@ -139,7 +140,7 @@ def recorded(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def differing(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, str | None]:
-    """What is set otherwise on another node, besides what tells each node its place.
+    """What is set otherwise on another node, besides what tells each node its place and its devices.
 
     Args:
         ours: Recorded variables of node 0.
@@ -149,7 +150,9 @@ def differing(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, s
         Its values by name; None for what is not set there.
     """
     names = {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
-    return {name: theirs.get(name) for name in sorted(names) if name not in PLACE_NAMES}
+    # Which of its devices a scheduler gives a node is the node's own; whether they are alike, their identities tell.
+    devices = {name for vendor in load_vendors().values() for name in vendor.visible_devices}
+    return {name: theirs.get(name) for name in sorted(names - devices) if name not in PLACE_NAMES}
 
 
 def free_port() -> int:

@@ -83,6 +83,16 @@ class Facts:
         return self.tokens_per_step // self.model.seq_len
 
     @property
+    def layout(self) -> dict[str, int | None]:
+        """Layers and parallel sizes, by which a floor may tell which runs it is for."""
+        return {
+            "num_layers": self.model.num_layers if self.model else None,
+            "data_parallel": self.data_parallel,
+            "tensor_parallel": self.tensor,
+            "pipeline_parallel": self.pipeline,
+        }
+
+    @property
     def tokens_per_card(self) -> float | None:
         """Tokens of a step on one device; over TGS it is the step's time in seconds."""
         return self.tokens_per_step / self.cards if self.tokens_per_step and self.cards else None

@@ -6,9 +6,10 @@ import functools
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from conformance.errors import SpecError
@@ -22,6 +23,7 @@ FLOORS_FILE = Path(__file__).parent / "floors.toml"
 METRICS = {"tgs": "tokens/device/s", "tflops": "TFLOPS/device"}
 STATUSES = ("published", "measured", "derived", "policy", "self-declared")
 ANY_DEVICE = "*"
+LAYOUT = ("num_layers", "data_parallel", "tensor_parallel", "pipeline_parallel")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Floor:
         status: published, measured, derived, policy (a lab's) or self-declared (a vendor's, which certifies nothing).
         spread: Relative standard deviation between those runs; None where it is not known.
         provisional: Whether a better value is to replace it.
+        layout: What a run must be for the floor to hold, by the names of LAYOUT; empty where any will do.
     """
 
     workload: str
@@ -53,6 +56,7 @@ class Floor:
     status: str
     spread: float | None = None
     provisional: bool = False
+    layout: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         provisional = ", provisional" if self.provisional else ""
@@ -82,11 +86,24 @@ def load_floors(path: Path = FLOORS_FILE) -> tuple[Floor, ...]:
     if set(document) - {"floor"} or not isinstance(entries, list):
         raise SpecError(f"{path} holds {sorted(document)}, expected [[floor]] tables only.")
     floors = tuple(floor_from(entry, f"{path}, floor {number}") for number, entry in enumerate(entries, 1))
-    keys = [(floor.workload, floor.device, floor.metric) for floor in floors]
+    refuse_twice(floors, str(path))
+    return floors
+
+
+def refuse_twice(floors: Sequence[Floor], where: str) -> None:
+    """Refuse floors of which two hold for the same run.
+
+    Args:
+        floors: The floors.
+        where: Who gives them, for the error.
+
+    Raises:
+        SpecError: Two are for the same workload, device, metric and layout.
+    """
+    keys = [(floor.workload, floor.device, floor.metric, sorted(floor.layout.items())) for floor in floors]
     for key in keys:
         if keys.count(key) > 1:
-            raise SpecError(f"{path} gives the floor for {' / '.join(key)} twice.", "Remove one.")
-    return floors
+            raise SpecError(f"{where} gives the floor for {' / '.join(key[:3])} twice.", "Remove one of the two.")
 
 
 def floor_from(entry: Mapping[str, Any], where: str) -> Floor:
@@ -114,8 +131,9 @@ def floor_from(entry: Mapping[str, Any], where: str) -> Floor:
         "status": (str,),
         "spread": (float,),
         "provisional": (bool,),
+        "layout": (dict,),
     }
-    optional = {"spread", "provisional"}
+    optional = {"spread", "provisional", "layout"}
     if wrong := (set(kinds) - optional - set(entry)) | (set(entry) - set(kinds)):
         raise SpecError(f"{where}: fields missing or unknown: {', '.join(sorted(map(str, wrong)))}.")
     for name, value in entry.items():
@@ -132,10 +150,19 @@ def floor_from(entry: Mapping[str, Any], where: str) -> Floor:
         raise SpecError(f"{where}: value is {entry['value']} and runs {entry['runs']}, expected both above 0.")
     if not 0 <= entry.get("spread", 0.0) < 1:
         raise SpecError(f"{where}: spread is {entry['spread']}, expected a share from 0 to 1.")
+    layout = entry.get("layout", {})
+    if set(layout) - set(LAYOUT) or not all(type(size) is int and size > 0 for size in layout.values()):
+        raise SpecError(f"{where}: layout is {layout}, expected numbers from 1 for some of {', '.join(LAYOUT)}.")
     return Floor(**{**entry, "value": float(entry["value"]), "date": str(entry["date"])})
 
 
-def find_floor(floors: Sequence[Floor], workload: str, metric: str, device: str | None) -> Floor | None:
+def find_floor(
+    floors: Sequence[Floor],
+    workload: str,
+    metric: str,
+    device: str | None,
+    layout: Mapping[str, int | None] = MappingProxyType({}),
+) -> Floor | None:
     """Choose the floor that holds for a run.
 
     Args:
@@ -143,11 +170,17 @@ def find_floor(floors: Sequence[Floor], workload: str, metric: str, device: str 
         workload: Name of the workload.
         metric: ``tgs`` or ``tflops``.
         device: Model name of the device; None where it is not known.
+        layout: What the run was, by the names of LAYOUT, as far as it is known.
 
     Returns:
         The floor of that very device, else the one for any; None where there is neither.
     """
-    fitting = [f for f in floors if f.workload == workload and f.metric == metric]
+    fitting = [
+        floor
+        for floor in floors
+        if (floor.workload, floor.metric) == (workload, metric)
+        and all(layout.get(name) == size for name, size in floor.layout.items())
+    ]
     for name in (device, ANY_DEVICE):
         if found := [floor for floor in fitting if floor.device == name]:
             return found[-1]

@@ -225,6 +225,11 @@ def test_what_is_set_otherwise_on_another_node_is_told_and_its_place_is_not():
     assert differing(ours, ours) == {}
 
 
+def test_which_devices_a_node_was_given_is_its_own():
+    theirs = recorded({"CUDA_VISIBLE_DEVICES": "1", "ROCR_VISIBLE_DEVICES": "0", "CUDA_LAUNCH_BLOCKING": "1"})
+    assert differing({"CUDA_VISIBLE_DEVICES": "0"}, theirs) == {"CUDA_LAUNCH_BLOCKING": "1"}
+
+
 def test_secrets_stay_out_of_the_recorded_environment():
     kept = {"NCCL_DEBUG": "INFO", "OMP_NUM_THREADS": "4", "RANK": "0"}
     secret = {"AWS_SECRET_ACCESS_KEY": "s", "GITHUB_TOKEN": "t", "PATH": "/home/me", "HTTPS_PROXY": "http://me:pw@x"}

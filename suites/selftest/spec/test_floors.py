@@ -49,6 +49,26 @@ def test_the_device_decides_and_the_later_entry_overrides():
     assert find_floor([], base.workload, "tgs", "D9") is None
 
 
+def test_a_floor_of_one_layout_holds_for_no_other():
+    (base,) = [f for f in load_floors() if (f.workload, f.metric) == ("llama2-7b-perf", "tgs")]
+    two = replace(base, layout={"num_layers": 32, "tensor_parallel": 2})
+    run = {"num_layers": 32, "data_parallel": 4, "tensor_parallel": 2, "pipeline_parallel": 1}
+    assert find_floor([two], base.workload, "tgs", None, run) == two
+    assert find_floor([two], base.workload, "tgs", None, run | {"num_layers": 24}) is None
+    assert find_floor([two], base.workload, "tgs", None, run | {"tensor_parallel": None}) is None
+    assert find_floor([two], base.workload, "tgs", None) is None
+
+
+def test_two_layouts_may_have_a_floor_each_and_one_layout_only_one(tmp_path):
+    path, doubled = tmp_path / "floors.toml", tmp_path / "doubled.toml"
+    one, other = ENTRY + "layout = { tensor_parallel = 1 }\n", ENTRY + "layout = { tensor_parallel = 2 }\n"
+    path.write_text(one + other)
+    assert [floor.layout for floor in load_floors(path)] == [{"tensor_parallel": 1}, {"tensor_parallel": 2}]
+    doubled.write_text(one + other + one)
+    with pytest.raises(SpecError, match="twice"):
+        load_floors(doubled)
+
+
 @pytest.mark.parametrize(
     ("honest", "broken", "told"),
     [
@@ -60,6 +80,9 @@ def test_the_device_decides_and_the_later_entry_overrides():
         ("runs = 1", "", "missing or unknown: runs"),
         ("runs = 1", "runs = 1\nnote = 1", "missing or unknown: note"),
         ("runs = 1", "runs = 1\nspread = 1.5", "a share from 0 to 1"),
+        ("runs = 1", "runs = 1\nlayout = { layers = 2 }", "for some of num_layers"),
+        ("runs = 1", "runs = 1\nlayout = { num_layers = 0 }", "expected numbers from 1"),
+        ("runs = 1", "runs = 1\nlayout = { num_layers = true }", "expected numbers from 1"),
         ('metric = "tgs"', 'metric = "mfu"', "expected one of"),
         ('unit = "tokens/device/s"', 'unit = "TFLOPS/device"', "expected one of"),
         ('status = "published"', 'status = "hoped"', "status is 'hoped'"),
