@@ -275,6 +275,11 @@ def _suite(facts: BundleFacts, bench: Bench) -> Reply:
         return "no", f"The policy does not accept suite {strange[0][0]}, tree {strange[0][1]}."
     for run in facts.runs:
         accepted = bench.policy.workloads.get(run.workload)
+        if accepted is None and run.kind == "preflight":
+            return "no", (
+                f"{run.name} measured the shapes of {run.workload}, a workload that the policy does not accept; "
+                "measure those of the workload that was run, with its -m."
+            )
         if accepted is None:
             return "no", f"The policy does not accept the workload {run.workload}."
         if accepted.digest != run.predicate["workload"]["digest"]:

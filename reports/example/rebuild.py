@@ -1,8 +1,8 @@
-"""Judge the example's evidence again and sign it with new keys: python reports/example/rebuild.py
+"""Judge the examples' evidence again and sign it with new keys: python reports/example/rebuild.py
 
 The raw logs and records stay as they were made; what follows is written anew: findings, the journal's digests,
-reports, submission, policy. Needed when this suite finds something else in them than the one that signed them. The keys
-sign this once and are thrown away.
+reports, submissions, policy. Needed when this suite finds something else in them than the one that signed them. The
+keys sign this once and are thrown away.
 """
 
 import dataclasses
@@ -24,39 +24,47 @@ from conformance.report import dsse, keys, statement
 from conformance.report.build import write_report
 
 EXAMPLE = Path(__file__).parent
-BUNDLE = EXAMPLE / "h200-slice.tar"
 VALID = timedelta(days=3650)
 MADE_AGAIN = (evidence.REPORT, evidence.SIGNER, evidence.JOURNAL)
 
 
 def main() -> None:
-    """Write bundle, policy and the lab's key anew."""
+    """Write bundles, policy and the lab's key anew."""
     lab = Ed25519PrivateKey.generate()
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        vendor_key = place / "vendor.pem"
+        vendor_key = Path(folder) / "vendor.pem"
         vendor = keys.generate_key(vendor_key)
-        runs, described, journal = unpack(place)
-        for run in runs:
-            findings_of_preflight(run)
-        chain(runs, journal)
-        for run in runs:
-            write_report(run, judge(RunDirectory(run)), vendor_key)
-        new = place / BUNDLE.name
-        pack.submit(runs, "Example vendor", stated(described, runs), vendor, False, new)
-        shutil.copyfile(new, BUNDLE)
+        for bundle in sorted(EXAMPLE.glob("*.tar")):
+            place = Path(folder) / bundle.stem
+            place.mkdir()
+            rebuild(bundle, place, vendor_key, vendor)
     (EXAMPLE / "lab.pem.pub").write_bytes(keys.public_pem(lab.public_key()))
     holders = [("Example lab", policy.LAB, lab.public_key()), ("Example vendor", "vendor", vendor.public_key())]
-    document = policy.draft("Example lab", holders, ["slice-7b-perf"], VALID, datetime.now(timezone.utc))
+    document = policy.draft(
+        "Example lab", holders, ["slice-7b-perf", "llama2-7b-perf"], VALID, datetime.now(timezone.utc)
+    )
     document |= {"challenge_required": False}
-    document["workloads"][0] |= {"runs": len(runs) - 1, "preflights": 1, "max_attempts": None}
+    document["workloads"][0] |= {"runs": 2, "preflights": 1, "max_attempts": None}
     signed = dsse.sign(json.dumps(document).encode(), policy.PAYLOAD_TYPE, [lab])
     (EXAMPLE / "policy.dsse.json").write_bytes(signed)
 
 
-def unpack(place: Path) -> tuple[list[Path], dict[str, object], list[dict[str, object]]]:
+def rebuild(bundle: Path, place: Path, vendor_key: Path, vendor: Ed25519PrivateKey) -> None:
+    """Write one submission anew."""
+    runs, described, journal = unpack(bundle, place)
+    for run in runs:
+        findings_of_preflight(run)
+    chain(runs, journal)
+    for run in runs:
+        write_report(run, judge(RunDirectory(run)), vendor_key)
+    new = place / bundle.name
+    pack.submit(runs, "Example vendor", stated(described, runs), vendor, False, new)
+    shutil.copyfile(new, bundle)
+
+
+def unpack(bundle: Path, place: Path) -> tuple[list[Path], dict[str, object], list[dict[str, object]]]:
     """The runs' evidence as directories, the system description, and the newest journal's entries."""
-    index = archive.read_index(BUNDLE)
+    index = archive.read_index(bundle)
     runs: dict[str, Path] = {}
     journals = []
     for name in index.members:

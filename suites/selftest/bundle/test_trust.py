@@ -136,6 +136,15 @@ def test_a_preflight_counts_as_one_and_is_journalled(lab):
     assert "1 attempt of preflight, 1 of them here" in sentence(verification, "journal")[1]
 
 
+def test_a_preflight_on_the_shapes_of_a_workload_that_is_not_accepted_says_which_to_measure(lab):
+    told = {name: value for name, value in lab_tools["STATED"].items() if name not in TOLD_BY_PREFLIGHT}
+    bundle = lab.submission([lab.preflight(lab.run("first"))], chain=False, stated=told)
+    other = lab.bench(lambda document: document["workloads"][0].update(name="tiny-accuracy"))
+    answer, message = sentence(verify(bundle, other), "suite")
+    assert answer == "no"
+    assert "measured the shapes of tiny-perf, a workload that the policy does not accept; measure" in message
+
+
 def add_second_device(told):
     records = told["processes"][0]["records"]
     (first,) = (record for record in records if record["kind"] == "identity")
