@@ -1,11 +1,11 @@
 """What the suite costs the training: TGS under the suite over TGS of the bare torchrun command, in interleaved pairs.
 
 The bare run is the very command that the suite recorded, with the same configuration, started alone: no supervisor, no
-telemetry, no live display. Pairs alternate in order, so that a drifting clock or temperature favours neither. A pair's
-ratio is the median of its steps' ratios: documents differ in length from step to step, and attention's work with them,
-by more than the suite costs, but the same step of both runs has the same documents.
+telemetry, no live display. Pairs alternate in order, so that a drifting clock or temperature favours neither: let their
+number be even. A pair's ratio is the median of its steps' ratios: documents differ in length from step to step, and
+attention's work with them, by more than the suite costs, but the same step of both runs has the same documents.
 
-    python suites/selftest/benchmarks/bench_overhead.py --pairs 5 -m slice --internevo PATH
+    python suites/selftest/benchmarks/bench_overhead.py --pairs 4 -m slice --internevo PATH
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> int:
         0.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=3, metavar="N", help="pairs of runs (default: 3)")
+    parser.add_argument("--pairs", type=int, default=4, metavar="N", help="pairs of runs (default: 4)")
     args, options = parser.parse_known_args()
     options = options or ["-m", "tiny"]
     ratios = []
