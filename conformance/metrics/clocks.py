@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 
 import numpy as np
@@ -17,6 +17,8 @@ _MAX_ROW = 1 << 16
 _MAX_DIGITS = 9
 
 Clocks = dict[str, Counter[int]]
+# How often a device held a clock, by both.
+_Counted = Mapping[tuple[str, int], int]
 _Bytes = npt.NDArray[np.uint8]
 _Whole = npt.NDArray[np.int64]
 
@@ -42,8 +44,8 @@ def busy_clocks(pieces: Iterable[bytes]) -> Clocks:
             counted = _count_columns(split(header.decode(errors="replace")), block)
         except _OddError:
             counted = _count_rows(header, block)
-        for name, clocks in counted.items():
-            found.setdefault(name, Counter()).update(clocks)
+        for (device, clock), count in counted.items():
+            found.setdefault(device, Counter())[clock] += count
     return found
 
 
@@ -61,15 +63,12 @@ def _whole_rows(pieces: Iterable[bytes]) -> Iterator[bytes]:
     yield carry
 
 
-def _count_rows(header: bytes, block: bytes) -> Clocks:
-    found: Clocks = {}
-    for sample in samples((header + b"\n" + block).decode(errors="replace").split("\n")):
-        if sample.busy_percent >= BUSY_PERCENT:
-            found.setdefault(sample.index, Counter())[sample.clock_mhz] += 1
-    return found
+def _count_rows(header: bytes, block: bytes) -> _Counted:
+    rows = samples((header + b"\n" + block).decode(errors="replace").split("\n"))
+    return Counter((row.index, row.clock_mhz) for row in rows if row.busy_percent >= BUSY_PERCENT)
 
 
-def _count_columns(header: list[str], block: bytes) -> Clocks:
+def _count_columns(header: list[str], block: bytes) -> _Counted:
     """Count what :func:`_count_rows` counts, of all rows at once; thirty times as fast."""
     index, busy, clock = (column(header, pattern) for pattern in (INDEX, BUSY, CLOCK))
     if index is None or busy is None or clock is None:
@@ -93,10 +92,8 @@ def _count_columns(header: list[str], block: bytes) -> Clocks:
     percents, mhz = _numbers(text, cells, busy)[0], _numbers(text, cells, clock)[0]
     used = (percents >= BUSY_PERCENT) & (mhz >= 0) & (mhz <= MAX_MHZ)
     pairs, counts = np.unique(devices[used] * (MAX_MHZ + 1) + mhz[used], return_counts=True)
-    found: Clocks = {}
-    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
-        found.setdefault(str(pair // (MAX_MHZ + 1)), Counter())[pair % (MAX_MHZ + 1)] = count
-    return found
+    told = zip(pairs.tolist(), counts.tolist(), strict=True)
+    return {(str(pair // (MAX_MHZ + 1)), pair % (MAX_MHZ + 1)): count for pair, count in told}
 
 
 def _numbers(text: _Bytes, cells: _Whole, at: int) -> tuple[_Whole, npt.NDArray[np.bool_]]:

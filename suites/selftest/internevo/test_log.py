@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conformance.internevo.log import COLUMNS, parse_log, parser
+from conformance.internevo.log import COLUMNS, marks, parse_log, parser, traces
 from conformance.internevo.log.records import (
     ALLOCATOR_FLUSH,
     CHECKPOINT_LOADED,
@@ -428,3 +428,27 @@ def test_a_date_that_does_not_exist_is_no_time():
     run = only(b"".join(METRIC_LINES).replace(b"2026-11-23", b"2026-13-45"))
     assert len(run.steps) == 12
     assert run.steps["time"].isna().all()
+
+
+MARKED = [
+    "loss=",
+    "tflops=",
+    "-- Nan grad norm occurs",
+    "--seq_len: 4096",
+    "(most recent call last):",
+    "(SIGTERM)",
+    "Received 15",
+    *(text.decode() for text in (traces.FATAL, *traces.DEATHS)),
+]
+
+
+@pytest.mark.parametrize("text", MARKED)
+def test_what_says_something_is_found_at_every_place_of_a_chunk_that_says_nothing(text):
+    line, silent = f"{text}\n".encode(), b"." * (1 << 15) + b"\n"
+    for shift in (0, 1, 2, 3):
+        before = silent[shift:]
+        chunk = before + line + silent
+        assert marks.Marks(chunk).line(0, idle=True) == len(before)
+        assert marks.Marks(before + silent).line(0, idle=True) == len(before + silent)
+        end = silent[shift:-1] + line[:-1]
+        assert marks.Marks(end).line(0, idle=True) == 0
