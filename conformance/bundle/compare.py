@@ -21,6 +21,7 @@ COLUMNS = (
     "name",
     "vendor",
     "workload",
+    "layers",
     "verdict",
     "device",
     "devices",
@@ -41,8 +42,8 @@ def compare(paths: Sequence[Path], bench: Bench) -> tuple[list[dict[str, Any]], 
         bench: What to judge with.
 
     Returns:
-        Rows by workload, the highest TGS first, each with COLUMNS, the interval of its TGS and its steps; and a
-        sentence for each bundle that is not ranked.
+        Rows by group, which is workload and layers, the highest TGS first, each with COLUMNS, the interval of its TGS
+        and its steps; and a sentence for each bundle that is not ranked.
     """
     rows, left_out = [], []
     seen: dict[str, str] = {}
@@ -60,7 +61,7 @@ def compare(paths: Sequence[Path], bench: Bench) -> tuple[list[dict[str, Any]], 
             left_out.append(f"{path.name} is {verification.verdict.value} and not ranked. {told}")
             continue
         rows += _rows(path, verification)
-    rows.sort(key=lambda row: (row["workload"], row["verdict"] != Verdict.CONFORMANT.value, -(row["tgs"] or 0.0)))
+    rows.sort(key=lambda row: (row["group"], row["verdict"] != Verdict.CONFORMANT.value, -(row["tgs"] or 0.0)))
     return rows, left_out
 
 
@@ -82,11 +83,14 @@ def _row(
     speed, loss = metrics.get("tgs") or {}, metrics.get("loss") or {}
     flops = metrics.get("tflops") or {}
     own = verification.predicate.get("system", {}).get("system_name")
-    model = flops.get("model")
+    model, layers = flops.get("model"), metrics.get("num_layers")
     return {
         "name": f"{own or path.name}{f' / {run.name}' if run.name else ''}",
         "vendor": verification.vendor or verification.predicate.get("vendor", ""),
         "workload": run.predicate["workload"]["name"],
+        "layers": layers,
+        # A workload that is not official may have another number of layers in each run.
+        "group": f"{run.predicate['workload']['name']}{f', {layers} layers' if layers else ''}",
         "verdict": run.rebuilt["verdict"],
         "device": ", ".join(sorted({device_name(device["vendor"], device["model"]) for device in devices})),
         "devices": len(devices),

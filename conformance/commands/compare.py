@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 EPILOG = """\
-Each bundle is verified first; one that does not hold is named and not ranked. Runs are ranked within their workload, by
-TGS. MFU is model FLOPs (GQA counted right) over the GEMM ceiling that the same submission's preflight measured. Energy
-is the devices' own, from their telemetry; hosts, network and cooling are not in it. A dash, or a column that is not
-there, is a figure that the evidence does not tell. A rehearsal certifies nothing.
+Each bundle is verified first; one that does not hold is named and not ranked. Runs are ranked within their workload
+and number of layers, by TGS. MFU is model FLOPs (GQA counted right) over the GEMM ceiling that the same submission's
+preflight measured. Energy is the devices' own, from their telemetry; hosts, network and cooling are not in it. A dash,
+or a column that is not there, is a figure that the evidence does not tell. A rehearsal certifies nothing.
 
 exit codes: 0 all are ranked, 1 some do not hold, 2 none could be compared
 
@@ -84,9 +84,9 @@ def _print(rows) -> None:  # type: ignore[no-untyped-def]
     from conformance.report.wording import number
 
     console = Console(highlight=False)
-    for workload, group in itertools.groupby(rows, key=lambda row: row["workload"]):
+    for name, group in itertools.groupby(rows, key=lambda row: row["group"]):
         ranked = list(group)
-        console.print(f"[bold]{escape(_shown(workload))}[/bold]")
+        console.print(f"[bold]{escape(_shown(name))}[/bold]")
         table = Table(box=None, pad_edge=False)
         told = [field for field in TITLES if any(row[field] is not None for row in ranked)]
         for field in told:

@@ -151,25 +151,25 @@ def render_comparison(rows: Sequence[Json], judged: Mapping[str, str]) -> str:
     """Render verified runs side by side.
 
     Args:
-        rows: One for each run: the fields of NAMED, those figures of COMPARED that it has, and its steps (step, tgs
-            and loss of every logged step).
+        rows: One for each run: its group, the fields of NAMED, those figures of COMPARED that it has, and its steps
+            (step, tgs and loss of every logged step).
         judged: By what they were judged, as for :func:`render_verification`.
 
     Returns:
         HTML.
     """
-    by_workload: dict[str, list[Json]] = {}
+    by_group: dict[str, list[Json]] = {}
     for row in rows:
-        by_workload.setdefault(str(row["workload"]), []).append(row)
+        by_group.setdefault(str(row["group"]), []).append(row)
     groups = []
-    for workload, group in sorted(by_workload.items()):
+    for name, group in sorted(by_group.items()):
         rankings = [{"metric": m, "more_is_better": COMPARED[m][0], "bars": _ranked(group, m)} for m in COMPARED]
         charts = [
             picture for key, field in (("speed", "tgs"), ("loss", "loss")) for picture in _overlaid(group, key, field)
         ]
         rehearsal = any(row["verdict"] == Verdict.REHEARSAL.value for row in group)
         drawn = [ranking for ranking in rankings if ranking["bars"]]
-        groups.append({"name": workload, "rehearsal": rehearsal, "rankings": drawn, "charts": charts})
+        groups.append({"name": name, "rehearsal": rehearsal, "rankings": drawn, "charts": charts})
     figures = [metric for metric in COMPARED if any(row.get(metric) is not None for row in rows)]
     table = [{**dict.fromkeys((*NAMED, *figures)), **row} for row in rows]
     page = _environment().get_template("comparison.html")

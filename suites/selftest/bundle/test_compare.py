@@ -46,3 +46,8 @@ def test_hours_to_the_target_are_steps_at_the_median_speed(monkeypatch):
     (row,) = rows(monkeypatch, [], loss={"held_since": 1799, "window_mean": 1.7})
     assert row["hours_to_target"] == pytest.approx(1800 * 32768 / 2 / 4000 / 3600)
     assert rows(monkeypatch, [], loss={"held_since": None})[0]["hours_to_target"] is None
+
+
+def test_runs_are_ranked_among_those_of_as_many_layers(monkeypatch):
+    (row,) = rows(monkeypatch, [], num_layers=8)
+    assert (row["workload"], row["layers"], row["group"]) == ("w", 8, "w, 8 layers")

@@ -160,6 +160,7 @@ def comparison(names=("Acme A1", "Acme B2", "Umbra")) -> str:
     base = {
         "vendor": "Acme",
         "workload": "slice-7b-perf",
+        "group": "slice-7b-perf, 24 layers",
         "verdict": "REHEARSAL",
         "device": "NVIDIA H200",
         "devices": 1,

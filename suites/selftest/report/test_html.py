@@ -113,7 +113,7 @@ def test_one_device_alone_has_no_bus():
 
 def test_a_comparison_of_rehearsals_says_so_beside_its_figures():
     page = pages["comparison"]()
-    assert re.search(r'<h2>slice-7b-perf <span class="tag">', page)
+    assert re.search(r'<h2>slice-7b-perf, 24 layers <span class="tag">', page)
 
 
 def test_systems_are_ranked_by_each_figure_and_one_without_it_is_not():
