@@ -25,10 +25,13 @@ SPACE = "\u2581"
 # Cuts where borders_are_free says so. What touches a sign beyond ASCII stays whole, up to a space or digit.
 BEYOND = "\x80-\U0010ffff"
 WORD = re.compile(
-    rf" *[A-Za-z]+(?![A-Za-z{BEYOND}])| *[^ A-Za-z0-9{BEYOND}]+(?![^ A-Za-z0-9])|[0-9]{{1,3}}| *[^ 0-9]+| +"
+    rf" *[A-Za-z]+(?![A-Za-z{BEYOND}])| *[^ A-Za-z0-9\n{BEYOND}]+(?![^ A-Za-z0-9\n])|[0-9]{{1,3}}|\n| *[^ 0-9\n]+| +"
 )
+# The same cuts in a text that is ASCII alone, as JSON mostly is, without looking ahead.
+ASCII_WORD = re.compile(r" *(?:[A-Za-z]+|[\x00-\x09\x0b-\x1f!-/:-@\[-`{-\x7f]+)|[0-9]{1,3}|\n| +")
 MIXED = re.compile(rf"[A-Za-z][^A-Za-z{BEYOND}]|[^A-Za-z{BEYOND}][A-Za-z]")
-# A newline is in no piece, so nothing merges with it; behind one, a word gets no space in front.
+# A newline is in no piece, so nothing merges with it: it parts words that are encoded together, the first one from the
+# space in front of every text.
 GUARD = "\n"
 # A word and its ids take about 250 bytes: a full cache has about 64 MiB.
 CACHED_WORDS = 2**18
@@ -143,29 +146,29 @@ def word_encoder(whole: Encode) -> Encode:
     Returns:
         The function; its texts are not empty.
     """
-    words = _Words(whole)
+    alone = whole(GUARD)
+    guard = alone.rpartition(b", ")[2]
+    front, between = len(alone) + len(b", "), b", %s, " % guard
+    words: dict[str, bytes] = {}
 
     def encode(text: str) -> bytes:
         # sentencepiece begins every text with a space, and its own sign for a space is one.
-        return b", ".join(map(words.__getitem__, WORD.findall(" " + text.replace(SPACE, " "))))
+        found = (ASCII_WORD if text.isascii() else WORD).findall(" " + text.replace(SPACE, " "))
+        words[GUARD] = guard
+        new = set(found).difference(words)
+        if new:
+            # One call for all of them: most of the time for a word alone is the call's.
+            ids = whole(GUARD + GUARD.join(new))[front:]
+            words.update(zip(new, ids.split(between), strict=True))
+        body = b", ".join(map(words.__getitem__, found))
+        for word in new:
+            if len(word) > CACHED_CHARS:
+                del words[word]
+        if len(words) > CACHED_WORDS:
+            words.clear()
+        return body
 
     return encode
-
-
-class _Words(dict[str, bytes]):
-    """The ids of each word, encoded when first met."""
-
-    def __init__(self, whole: Encode) -> None:
-        self._whole = whole
-        self._guard = len(whole(GUARD)) + len(b", ")
-
-    def __missing__(self, word: str) -> bytes:
-        ids = self._whole(GUARD + word)[self._guard :]
-        if len(word) <= CACHED_CHARS:
-            if len(self) >= CACHED_WORDS:
-                self.clear()
-            self[word] = ids
-        return ids
 
 
 def borders_are_free(model: bytes) -> bool:

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from conformance import data
 from conformance.data import tokenizer as module
 from conformance.data.tokenizer import (
+    ASCII_WORD,
     SPACE,
+    WORD,
     borders_are_free,
     line_encoder,
     load_tokenizer,
@@ -84,6 +86,14 @@ def test_words_give_the_ids_of_the_whole_text(text):
     assert whole(text) == expected.encode()
     if text:
         assert word_encoder(whole)(text) == expected.encode()
+
+
+@settings(deadline=None)
+@given(st.text(st.characters(max_codepoint=127), min_size=1))
+def test_a_text_of_ascii_alone_is_cut_the_same_and_loses_nothing(text):
+    cut = ASCII_WORD.findall(text)
+    assert cut == WORD.findall(text)
+    assert "".join(cut) == text
 
 
 @settings(deadline=None)
