@@ -38,7 +38,21 @@ RUN, STOP, STOP_WITH_STACKS = "run", "stop", "stop with stacks"
 SENDABLE = r"logs/node{0}/(?:rank\d{{1,7}}|agent)\.log|environment/(?:rank\d{{1,7}}\.json|telemetry-node{0}\.csv)"
 
 
-def _store(address: str, port: int, is_host: bool, seconds: float) -> Any:
+def open_store(address: str, port: int, is_host: bool, seconds: float) -> Any:
+    """Open torch's TCPStore.
+
+    Args:
+        address: Where node 0 is; this machine on node 0 itself.
+        port: TCP port there.
+        is_host: Whether this is node 0.
+        seconds: How long opening it, and each later request, may take.
+
+    Returns:
+        The store.
+
+    Raises:
+        LaunchError: It cannot be opened.
+    """
     from torch.distributed import TCPStore  # only runs on several nodes pay for torch in this process
 
     try:
@@ -48,8 +62,18 @@ def _store(address: str, port: int, is_host: bool, seconds: float) -> Any:
         raise _unreachable(address, port, f"{what}: {str(error).splitlines()[0]}") from error
 
 
-def _await_port(address: str, port: int, seconds: float, waiting: Callable[[Sequence[int], float], None]) -> None:
-    """Wait until node 0 listens: torch's store would do so itself, deaf to signals."""
+def await_port(address: str, port: int, seconds: float, waiting: Callable[[Sequence[int], float], None]) -> None:
+    """Wait until node 0 listens: torch's store would do so itself, deaf to signals.
+
+    Args:
+        address: Where node 0 is.
+        port: TCP port there.
+        seconds: How long to wait.
+        waiting: Called meanwhile with the nodes that are awaited, and since how many seconds.
+
+    Raises:
+        LaunchError: Node 0 was not reached.
+    """
     begun = time.monotonic()
     while True:
         told = ""
@@ -82,7 +106,7 @@ class Host:
     """
 
     def __init__(self, port: int, others: Iterable[int], run: Path) -> None:
-        self._store = _store("localhost", port, True, VERDICT_SECONDS)
+        self._store = open_store("localhost", port, True, VERDICT_SECONDS)
         self._others = tuple(others)
         self._run = run
         self._next = dict.fromkeys(self._others, 0)
@@ -253,8 +277,8 @@ class Member:
         self.node = node
         self._waiting = waiting
         self._begun = time.monotonic()
-        _await_port(address, port, seconds, waiting)
-        self._store = _store(address, port, False, CONNECT_SECONDS)
+        await_port(address, port, seconds, waiting)
+        self._store = open_store(address, port, False, CONNECT_SECONDS)
         if self._store.add(f"arrivals/{node}", 1) > 1:
             raise LaunchError(
                 f"Another process has arrived as node {node} of this run.", "Give every node its own --node-rank."

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from conformance.preflight.worker import Task
 POLL_SECONDS = 0.05
 LOOK_SECONDS = 1.0  # between two looks at what the processes wrote
 KILL_SECONDS = 10.0  # for a driver to let go of a process that was killed
+GRACE_SECONDS = 5.0
 LAST_LINES = 12
 
 
@@ -73,7 +75,8 @@ class Measured:
 
     Args:
         rank: Its rank.
-        outcome: "done", "timeout" (it was ended) or "failed" (it ended early).
+        outcome: "done"; "timeout" (it was ended); "stopped" (it was ended because another one failed); "failed" (it
+            ended early); "alone" (it was not started, for want of the nodes in ``phase``).
         phase: The last thing it began.
         seconds: How long it ran.
         records: Its measurements.
@@ -109,7 +112,8 @@ def run_task(
     """Run a task's processes on this node under a hard time limit.
 
     A process that fails ends the others after a short grace: in a collective they would wait for it to the limit. One
-    that is over the limit of a phase is ended, and begins anew after it; the task has that much longer.
+    that is over the limit of a phase is ended, and begins anew after it; the task has as much longer as the process
+    that needs most.
 
     Args:
         task: What to measure.
@@ -130,31 +134,32 @@ def run_task(
     variables = {**(extra or {}), RUN_MARK: mark}
     processes = [_start(task_file, ranks, local_rank, variables) for local_rank in range(ranks.local)]
     ended: dict[int, float] = {}
-    deadline = began + limit_seconds
+    longer = [0.0] * ranks.local
+    grace = math.inf
     look = began
     try:
-        while len(ended) < len(processes) and time.monotonic() < deadline:
+        while len(ended) < len(processes) and time.monotonic() < min(began + limit_seconds + max(longer), grace):
             if time.monotonic() > look + LOOK_SECONDS:
                 look = time.monotonic()
                 late = {n: _overdue(_journal(task, ranks, n)) for n in range(ranks.local) if n not in ended}
                 for number, phase in late.items():
                     if phase is not None:
-                        _kill(processes[number])
+                        _kill([processes[number]])
                         add_to(_journal(task, ranks, number), phase["otherwise"])
                         processes[number] = _start(task_file, ranks, number, variables)
-                deadline += max((phase["seconds"] for phase in late.values() if phase), default=0.0)
+                        longer[number] += phase["seconds"]
             for number, process in enumerate(processes):
                 if number not in ended and process.poll() is not None:
                     ended[number] = time.monotonic() - began
                     if process.returncode:
-                        deadline = min(deadline, time.monotonic() + 5)
+                        grace = min(grace, time.monotonic() + GRACE_SECONDS)
             time.sleep(POLL_SECONDS)
     finally:
-        for process in processes:
-            _kill(process)
+        _kill(processes)
         dismiss(watch)
+    unended = time.monotonic() - began, "stopped" if grace < math.inf else "timeout"
     return tuple(
-        _collect(task, ranks, number, process.returncode, ended.get(number), time.monotonic() - began)
+        _collect(task, ranks, number, process.returncode, ended.get(number), unended)
         for number, process in enumerate(processes)
     )
 
@@ -188,15 +193,19 @@ def _output(task_file: Path, local_rank: int) -> Path:
     return task_file.with_name(task_file.name.replace(".task.json", f".local{local_rank}.log"))
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    # The whole session: a worker's own children too.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(KILL_SECONDS)
+def _kill(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:  # the whole session: a worker's own children too
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    end = time.monotonic() + KILL_SECONDS
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, end - time.monotonic()))
 
 
-def _collect(task: Task, ranks: Ranks, number: int, code: int | None, ended: float | None, now: float) -> Measured:
+def _collect(
+    task: Task, ranks: Ranks, number: int, code: int | None, ended: float | None, unended: tuple[float, str]
+) -> Measured:
     rank = ranks.node_rank * ranks.local + number
     lines = told_in(_journal(task, ranks, number))
     phases = [line["phase"] for line in lines if "phase" in line]
@@ -205,9 +214,9 @@ def _collect(task: Task, ranks: Ranks, number: int, code: int | None, ended: flo
     text = log.read_text(errors="replace").splitlines() if log.exists() else []
     return Measured(
         rank=rank,
-        outcome="done" if done else "timeout" if ended is None else "failed",
+        outcome="done" if done else unended[1] if ended is None else "failed",
         phase=phases[-1] if phases else "before its first line",
-        seconds=now if ended is None else ended,
+        seconds=unended[0] if ended is None else ended,
         records=tuple(line for line in lines if "kind" in line),
         output="" if done else "\n".join(text[-LAST_LINES:]),
     )

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from conformance.kernels import install, reference
 from conformance.preflight.probe import BEYOND_FP16, Journal, exact_products, poison, relative_error, time_on_device
-from conformance.preflight.worker import Task
+from conformance.preflight.worker import KERNEL_HANGS, Task
 from conformance.spec.model import Model
 
 Results = dict[str, Tensor]
@@ -73,14 +73,18 @@ def measure(task: Task, journal: Journal) -> None:
     seed = task.seed + int(os.environ["RANK"])
     torch.manual_seed(seed)
     torch.cuda.manual_seed_all(seed)
-    behind = journal.behind()
+    behind, hung = journal.behind(), journal.hung()
     for build in (_attention, _rotary, _rms_norm, _linear, _cross_entropy, _embedding, _adamw, _grad_norm, _scatter):
         name = build.__name__.strip("_").replace("_", "-")
         part = f"kernel {name}"
         if part in behind:
             continue
+        error = {"kind": "kernel-error", "part": part, "kernel": name}
+        if len(hung) >= KERNEL_HANGS:
+            journal.record(**error, problem=f"not measured, because {' and '.join(hung)} hung")
+            continue
         hang = f"hang, no end after {task.kernel_seconds:g} s"
-        limit = task.kernel_seconds, {"kind": "kernel-error", "part": part, "kernel": name, "problem": hang}
+        limit = task.kernel_seconds, {**error, "problem": hang, "hung": True}
         journal.phase(part, *limit)
         try:
             for case in build(model, task, providers):
@@ -88,9 +92,8 @@ def measure(task: Task, journal: Journal) -> None:
                 _measure_case(case, task, journal)
                 torch.cuda.empty_cache()
             journal.over(part)
-        except Exception as error:  # the platform's code: one broken kernel hides no other
-            told = f"{type(error).__name__}: {error}".splitlines()[0]
-            journal.record("kernel-error", part=part, kernel=name, problem=told)
+        except Exception as fault:  # the platform's code: one broken kernel hides no other
+            journal.record(**error, problem=f"{type(fault).__name__}: {fault}".splitlines()[0])
 
 
 def _measure_case(case: Case, task: Task, journal: Journal) -> None:

@@ -19,17 +19,10 @@ from conformance.devices import Device, load_device
 from conformance.errors import ConformanceError
 from conformance.evidence import create_run_directory
 from conformance.launch.launcher import Place
-from conformance.preflight.session import (
-    FINDINGS,
-    LIMITS,
-    Request,
-    read_findings,
-    run_preflight,
-    with_seed_of_node_0,
-)
+from conformance.preflight.session import FINDINGS, LIMITS, Request, longest, read_findings, run_preflight
 
 # Both steps, and the time that srun needs to start.
-NODE_SECONDS = sum(LIMITS.values()) + LIMITS["step"] + 60
+NODE_SECONDS = sum(map(longest, LIMITS)) + longest("step") + 60
 
 
 def run_on_all_nodes(
@@ -49,11 +42,8 @@ def run_on_all_nodes(
     Raises:
         ConformanceError: The nodes could not be started, or one of them failed.
     """
-    if request.nodes == 1:
+    if request.nodes == 1 or request.place.launcher == "torchrun":
         return run_preflight(device, request, run, told)
-    if request.place.launcher == "torchrun":
-        told("the seed of node 0")
-        return run_preflight(device, with_seed_of_node_0(device, request, run), run, told)
     told(f"all of {request.nodes} nodes")
     order = run / "work" / "order.json"
     place = dataclasses.replace(

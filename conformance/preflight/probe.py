@@ -68,6 +68,14 @@ class Journal:
         """
         return {line["part"] for line in told_in(self._path) if "part" in line}
 
+    def hung(self) -> list[str]:
+        """Kernels that a process before this one was ended in.
+
+        Returns:
+            Their names, in the order of their end.
+        """
+        return [line["kernel"] for line in told_in(self._path) if "hung" in line]
+
     def _write(self, line: Record) -> None:
         add_to(self._path, line)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import socket
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -21,8 +22,9 @@ from conformance.launch.launcher import Place
 from conformance.launch.torchrun import free_port
 from conformance.plan import Plan, Topology, make_plan
 from conformance.preflight.contract_run import check_contract
-from conformance.preflight.driver import Measured, Ranks, run_task
-from conformance.preflight.worker import Task
+from conformance.preflight.driver import KILL_SECONDS, Measured, Ranks, run_task
+from conformance.preflight.meeting import Meeting, named
+from conformance.preflight.worker import KERNEL_HANGS, KERNEL_SECONDS, Task
 from conformance.spec import load_workload
 from conformance.spec.expected import load_expected
 
@@ -30,9 +32,23 @@ Tasks = dict[str, list[dict[str, Any]]]
 
 FINDINGS = "environment/preflight-findings.json"
 REHEARSAL_DEVICES = 2
-SEED_PORT, GATHER_PORT = 8, 9
+GATHER_PORT = 9
 # Seconds after which whatever a task still runs is ended: several times what it takes on a sound machine.
 LIMITS = {"contract": 90, "host": 120, "device": 150, "collectives": 120, "step": 150, "gather": 120}
+
+
+def longest(task: str) -> float:
+    """How long a node may be busy with a task, whatever it meets with.
+
+    Args:
+        task: A key of LIMITS.
+
+    Returns:
+        Seconds.
+    """
+    hangs = KERNEL_HANGS * KERNEL_SECONDS if task == "device" else 0.0
+    processes = 2 if task == "contract" else 1  # one after the other
+    return processes * (LIMITS[task] + KILL_SECONDS) + hangs
 
 
 @dataclass(frozen=True)
@@ -91,62 +107,60 @@ def run_preflight(
         One finding for each check; the same stands in the run directory.
 
     Raises:
-        ConformanceError: The workload cannot be planned on these devices.
+        ConformanceError: The workload cannot be planned on these devices, or a node did not arrive.
     """
+    meeting = Meeting(request.place, request.seed, told) if request.nodes > 1 else None
+    request = dataclasses.replace(request, seed=meeting.seed) if meeting else request
     topology = Topology(request.nodes, request.devices)
     plan = make_plan(load_workload(request.workload), topology, request.overrides, seed=request.seed)
-    place = request.place
-    ranks = Ranks(request.devices, request.nodes, place.node_rank, place.address, place.port)
     setup = _setup(device, request, plan)
     write_json(run, SETUP, setup)
     tasks: Tasks = {}
     told("contract")
     rows = check_contract(device, run / "work" / "contract", LIMITS["contract"])
     tasks["contract"] = [
-        {"rank": ranks.node_rank, "outcome": "done", "phase": "", "seconds": 0.0, "output": "", "records": rows}
+        {"rank": request.place.node_rank, "outcome": "done", "phase": "", "seconds": 0.0, "output": "", "records": rows}
     ]
     _write(run, tasks)
+    patience = longest("contract")
     for number, (name, tensor) in enumerate(_tasks(plan)):
-        told(name)
         task = _task(name, device, request, plan, run)
         task = dataclasses.replace(task, tensor=tensor, out=f"{task.out}-{tensor}")
-        here = dataclasses.replace(
-            ranks,
-            local=1 if name == "host" else request.devices,
-            port=place.port + number if request.nodes > 1 else free_port(),
-        )
-        tasks.setdefault(name, []).extend(one.to_json() for one in run_task(task, here, LIMITS[name]))
+        ranks = _ranks(request, 1 if name == "host" else request.devices, number)
+        told(name)
+        if name == "host":
+            measured, patience = run_task(task, ranks, LIMITS[name]), patience + longest(name)
+        else:
+            measured, patience = _together(meeting, task, ranks, LIMITS[name], patience), longest(name)
+        tasks.setdefault(name, []).extend(one.to_json() for one in measured)
         _write(run, tasks)
-    if request.nodes > 1:
+    if meeting is not None:
         told("gather")
-        tasks = _gather(
-            tasks,
-            _task("gather", device, request, plan, run),
-            dataclasses.replace(ranks, local=1, port=place.port + GATHER_PORT),
-        )
+        task = _task("gather", device, request, plan, run)
+        tasks = _gather(tasks, meeting, task, _ranks(request, 1, GATHER_PORT), patience)
     _write(run, tasks)
     findings = judge(Preflight(setup, tasks, load_expected()))
     write_json(run, FINDINGS, {"findings": [{**dataclasses.asdict(f), "result": f.result.value} for f in findings]})
     return findings
 
 
-def with_seed_of_node_0(device: Device, request: Request, run: Path) -> Request:
-    """Take node 0's seed on every node: those that are started one by one draw a fresh one each.
-
-    Args:
-        device: The device plugin.
-        request: What is to be measured on this node.
-        run: As for `run_preflight`.
-
-    Returns:
-        The same with that seed; with its own where the nodes do not meet, which the next meeting tells.
-    """
+def _ranks(request: Request, local: int, port: int) -> Ranks:
     place = request.place
-    plan = make_plan(load_workload(request.workload), Topology(request.nodes, request.devices), request.overrides)
-    task = dataclasses.replace(_task("gather", device, request, plan, run), out=str((run / "work" / "seed").resolve()))
-    ranks = Ranks(1, request.nodes, place.node_rank, place.address, place.port + SEED_PORT)
-    met = _exchange({"seed": request.seed}, task, ranks)
-    return dataclasses.replace(request, seed=met.records[0]["of_node"]["seed"]) if met.outcome == "done" else request
+    return Ranks(
+        local, request.nodes, place.node_rank, place.address, place.port + port if request.nodes > 1 else free_port()
+    )
+
+
+def _together(
+    meeting: Meeting | None, task: Task, ranks: Ranks, limit_seconds: float, patience: float
+) -> tuple[Measured, ...]:
+    """Measure when every node is here; where one is not, say so for each rank of this node."""
+    began = time.monotonic()
+    absent = meeting.absent(Path(task.out).name, patience) if meeting else []
+    if not absent:
+        return run_task(task, ranks, limit_seconds)
+    first, waited = ranks.node_rank * ranks.local, time.monotonic() - began
+    return tuple(Measured(first + n, "alone", named(absent), waited, (), "") for n in range(ranks.local))
 
 
 def _write(run: Path, tasks: Tasks) -> None:
@@ -198,12 +212,15 @@ def _task(name: str, device: Device, request: Request, plan: Plan, run: Path) ->
     )
 
 
-def _gather(tasks: Tasks, task: Task, ranks: Ranks) -> Tasks:
+def _gather(tasks: Tasks, meeting: Meeting | None, task: Task, ranks: Ranks, patience: float) -> Tasks:
     """Exchange what every node measured, so that every node judges the whole.
 
     Where a node is lost, each of the others judges what it has: the ranks that it lacks are told check by check.
     """
-    gathered = _exchange(tasks, task, ranks)
+    mine = Path(f"{task.out}.given.json")
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_text(json.dumps(tasks))
+    (gathered,) = _together(meeting, task, ranks, LIMITS["gather"], patience)
     if gathered.outcome != "done":
         return {**tasks, "gather": [gathered.to_json()]}
     merged: Tasks = {name: [] for name in tasks}
@@ -211,15 +228,6 @@ def _gather(tasks: Tasks, task: Task, ranks: Ranks) -> Tasks:
         for name, processes in record["of_node"].items():
             merged[name] += processes
     return merged
-
-
-def _exchange(value: Mapping[str, Any], task: Task, ranks: Ranks) -> Measured:
-    """Give a value to all nodes; what each of them gave stands in the records, in their order."""
-    mine = Path(f"{task.out}.given.json")
-    mine.parent.mkdir(parents=True, exist_ok=True)
-    mine.write_text(json.dumps(value))
-    (met,) = run_task(task, ranks, LIMITS["gather"])
-    return met
 
 
 def read_findings(run: Path) -> list[Finding]:

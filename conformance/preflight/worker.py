@@ -14,6 +14,10 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+# After so many kernels of a device that hung, its other ones are not tried: all devices wait for it meanwhile.
+KERNEL_HANGS = 2
+KERNEL_SECONDS = 30.0
+
 
 @dataclass(frozen=True)
 class Task:
@@ -54,7 +58,7 @@ class Task:
     devices: int = 1
     workload: str = ""
     internevo: str | None = None
-    kernel_seconds: float = 30.0
+    kernel_seconds: float = KERNEL_SECONDS
 
     def write(self, path: Path) -> None:
         """Write the task where its process reads it.

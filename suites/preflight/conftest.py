@@ -16,7 +16,7 @@ import pytest
 from conformance.devices import count_devices, detect_device, load_device
 from conformance.errors import ConformanceError
 
-WAIT_SECONDS = 1200  # more than the limits of all tasks together
+WAIT_SECONDS = 2400  # more than all nodes may take to arrive, and all tasks together
 ERROR = "preflight-error.txt"
 RUN = pytest.StashKey[Path]()
 REQUEST = pytest.StashKey()

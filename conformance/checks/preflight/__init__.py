@@ -36,6 +36,7 @@ __all__ = [
 
 # Tasks of one process a node; the others have one a rank.
 PER_NODE = ("contract", "host")
+ENDINGS = {"timeout": "hung and was ended", "stopped": "was ended with another that died"}
 
 
 def judge(preflight: Preflight) -> list[Finding]:
@@ -95,10 +96,15 @@ def _complete(preflight: Preflight, check: str) -> bool:
 
 
 def _ending(process: Record) -> str:
-    how = "hung and was ended" if process["outcome"] == "timeout" else "died"
+    rank, seconds = f"rank {process['rank']}", f"after {process['seconds']:.0f} s"
+    if process["outcome"] == "alone":
+        return f"{rank} was left without {process['phase']} {seconds}"
+    how = ENDINGS.get(process["outcome"], "died")
+    if how == ENDINGS["timeout"] and ": waiting for " in process["phase"]:
+        how = "waited for another and was ended"
     last = [line for line in process["output"].splitlines() if line.strip()][-1:]
     told = f": {last[0].strip()}" if last and process["outcome"] == "failed" else ""
-    return f"rank {process['rank']} {how} after {process['seconds']:.0f} s in {process['phase']!r}{told}"
+    return f"{rank} {how} {seconds} in {process['phase']!r}{told}"
 
 
 def _ended(check: str, preflight: Preflight) -> Finding:

@@ -67,8 +67,8 @@ def kernel(check: str, preflight: Preflight) -> Finding:
     name = check.removeprefix("kernel-")
     errors = [(p, r) for p, r in preflight.records("kernel-error") if r["kernel"] == name]
     if errors:
-        process, record = errors[0]
-        return made(check, False, f"{preflight.where(process)}: {name} cannot run: {record['problem']}.")
+        faults = [f"{preflight.where(process)}: {name} cannot run: {record['problem']}" for process, record in errors]
+        return made(check, False, f"{'; '.join(faults[:4])}.")
     results = _results(name, preflight)
     judged = [(process, record, *_kernel_limits(record)) for process, record in results]
     bad = [item for item in judged if not _kernel_good(*item[1:])]

@@ -283,16 +283,44 @@ def test_a_hang_is_named_by_rank_and_phase():
         ("failed", "step 1\nOSError: no disk\n\n", ": OSError: no disk"),
         ("failed", "", ""),
         ("timeout", "step 1\n", ""),
+        ("stopped", "step 1\n", ""),
     ],
 )
 def test_a_process_that_died_is_told_with_its_last_line_if_it_left_one(ending, output, told):
     def change(preflight):
         preflight.tasks["device"][2].update(outcome=ending, output=output, phase="gemm", seconds=7.0)
 
-    how = "died" if ending == "failed" else "hung and was ended"
+    how = {"failed": "died", "timeout": "hung and was ended", "stopped": "was ended with another that died"}[ending]
     message = all_results(change)["preflight-ended"].message
     assert f"device: rank 2 {how} after 7 s in 'gemm'{told}" in message
     assert "step 1" not in message
+
+
+@pytest.mark.parametrize(
+    ("ending", "phase", "told"),
+    [
+        ("timeout", "device: waiting for turn 1", "rank 2 waited for another and was ended after 7 s in 'device: w"),
+        ("alone", "nodes 1, 3", "rank 2 was left without nodes 1, 3 after 7 s."),
+    ],
+)
+def test_a_process_that_another_one_kept_waiting_is_not_said_to_hang(ending, phase, told):
+    def change(preflight):
+        preflight.tasks["device"][2].update(outcome=ending, phase=phase, seconds=7.0)
+
+    found = all_results(change)["preflight-ended"]
+    assert told in found.message
+    assert found.result is Result.FAIL
+
+
+def test_every_rank_whose_kernel_cannot_run_is_named():
+    def change(preflight):
+        for rank in (1, 3):
+            error = {"kind": "kernel-error", "kernel": "rotary", "problem": f"hang {rank}"}
+            preflight.tasks["device"][rank]["records"].append(error)
+
+    message = all_results(change)["kernel-rotary"].message
+    assert "rotary cannot run: hang 1; rank 3" in message
+    assert message.endswith("rotary cannot run: hang 3.")
 
 
 def test_ranks_that_share_a_processor_are_not_compared():

@@ -64,6 +64,20 @@ def test_what_is_over_the_limit_of_its_phase_begins_anew(task, monkeypatch, tmp_
     assert (one.outcome, one.records) == ("done", ({"kind": "kernel-error"},))
 
 
+def test_the_time_that_several_processes_need_for_what_hung_is_not_added_up(task, monkeypatch, tmp_path):
+    program(
+        monkeypatch,
+        tmp_path,
+        """[ -f again$RANK ] && sleep 300; touch again$RANK; sleep $RANK
+        echo '{"phase": "k", "at": 1, "seconds": 4, "otherwise": {"kind": "kernel-error"}}' > task.rank$RANK.jsonl
+        sleep 300""",
+    )
+    both = run_task(task, Ranks(2), 4.0)
+    assert [one.outcome for one in both] == ["timeout", "timeout"]
+    assert {one.records[0]["kind"] for one in both} == {"kernel-error"}
+    assert all(one.seconds < 11 for one in both)
+
+
 def test_a_figure_that_took_its_time_is_no_phase_over_its_limit(task, monkeypatch, tmp_path):
     program(
         monkeypatch,
@@ -79,7 +93,7 @@ def test_a_process_that_fails_ends_the_others_soon(task, monkeypatch, tmp_path):
     program(monkeypatch, tmp_path, "[ $RANK = 1 ] && { echo broken; exit 3; }; sleep 300")
     first, second = run_task(task, Ranks(2), 600.0)
     assert first.seconds < 600
-    assert first.outcome == "timeout"
+    assert first.outcome == "stopped"
     assert second.outcome == "failed"
     assert second.output == "broken"
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,11 @@ pytestmark = pytest.mark.needs("torch")
 
 from conformance.checks.finding import Result
 from conformance.checks.preflight import Preflight, judge
+from conformance.devices import load_device
+from conformance.evidence import create_run_directory
+from conformance.launch.launcher import Place
 from conformance.launch.torchrun import free_port
+from conformance.preflight import meeting, session
 from conformance.preflight.driver import Ranks, run_task
 from conformance.preflight.worker import Task
 from conformance.spec import load_workload
@@ -85,6 +92,38 @@ def test_a_kernel_that_hangs_is_ended_and_hides_no_other(tmp_path):
     green = {"preflight-ended", "gemm-correct", "kernel-attention", "kernel-scatter", "device-capacity"}
     assert {findings[check].result for check in green} == {Result.PASS}
     assert findings["kernel-determinism"].result is Result.ERROR
+
+
+@pytest.mark.slow
+def test_kernels_that_hang_on_one_of_two_nodes_are_named_and_cost_the_other_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAULTS", "hang-in-three-kernels-of-rank-1")
+    monkeypatch.setenv("PYTHONPATH", str(PLUGIN))
+    monkeypatch.syspath_prepend(PLUGIN)
+    monkeypatch.setattr(session, "Task", partial(Task, kernel_seconds=12.0))
+    monkeypatch.setattr(session, "check_contract", lambda *args: [])
+    monkeypatch.setattr(session, "_tasks", lambda plan: [("device", 1), ("collectives", 1)])
+    monkeypatch.setitem(session.LIMITS, "collectives", 24)  # as long as both kernels take to hang
+    port = free_port() - meeting.PORT
+
+    def on_node(rank):
+        place = Place("torchrun", 2, rank, "127.0.0.1", port)
+        run = create_run_directory(tmp_path / f"node{rank}")
+        return session.run_preflight(load_device("faulty"), session.Request("tiny-perf", place, 1, 7, None), run)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(on_node, range(2))
+    assert first == second
+    found = {finding.check: finding for finding in first}
+    unmeasured = ["linear", "cross-entropy", "embedding", "adamw", "grad-norm", "scatter"]
+    assert red(found) == {f"kernel-{name}" for name in ("rotary", "rms-norm", *unmeasured)}
+    for name in ("rotary", "rms-norm"):
+        told = rf"rank 1 .*: {name} cannot run: hang, no end after 12 s\."
+        assert re.fullmatch(told, found[f"kernel-{name}"].message)
+    for name in unmeasured:
+        told = rf"rank 1 .*: {name} cannot run: not measured, because rotary and rms-norm hung\."
+        assert re.fullmatch(told, found[f"kernel-{name}"].message)
+    green = ("preflight-ended", "gemm-correct", "kernel-attention", "device-capacity", "collective-correct")
+    assert {found[check].result for check in green} == {Result.PASS}
 
 
 @pytest.mark.slow

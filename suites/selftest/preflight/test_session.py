@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
@@ -15,11 +17,11 @@ import pytest
 from conformance.checks.finding import Result
 from conformance.checks.preflight import CHECKS, Preflight, judge
 from conformance.devices.cpu import CpuDevice
-from conformance.errors import ConformanceError
+from conformance.errors import ConformanceError, LaunchError
 from conformance.evidence import RunDirectory, create_run_directory, read_json
 from conformance.launch.launcher import Place
 from conformance.launch.torchrun import free_port
-from conformance.preflight import node, session
+from conformance.preflight import meeting, node, session
 from conformance.preflight.driver import Measured, Ranks
 from conformance.preflight.session import read_findings
 from conformance.preflight.worker import Task
@@ -73,7 +75,7 @@ def test_every_node_gets_what_all_nodes_measured(tmp_path):
         out = tmp_path / f"node{rank}" / "gather"
         task = Task("gather", "cpu", str(out), 0, True, {}, 0, 1, 1, 0.0)
         mine = {"host": [{"rank": rank, "records": [{"kind": "host", "host": f"node-{rank}"}]}]}
-        return session._gather(mine, task, Ranks(1, 2, rank, "127.0.0.1", port))
+        return session._gather(mine, None, task, Ranks(1, 2, rank, "127.0.0.1", port), 0.0)
 
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(on_node, range(2))
@@ -88,7 +90,7 @@ def test_a_node_whose_neighbour_is_lost_judges_what_it_has(tmp_path, monkeypatch
     task = Task("gather", "cpu", str(tmp_path / "gather"), 0, True, {}, 0, 1, 1, 0.0)
     cluster = sound_cluster()
     mine = {name: [one for one in of if one["rank"] == 0] for name, of in cluster.tasks.items()}
-    kept = session._gather(mine, task, Ranks(1, 2, 0, "127.0.0.1", free_port()))
+    kept = session._gather(mine, None, task, Ranks(1, 2, 0, "127.0.0.1", free_port()), 0.0)
     findings = {finding.check: finding for finding in judge(Preflight(cluster.setup, kept))}
     assert {name: kept[name] for name in mine} == mine
     assert findings["preflight-ended"].result is Result.FAIL
@@ -196,16 +198,77 @@ def test_a_seed_is_fresh_unless_it_was_given(suite, args, fresh):
     assert (seeds != {1024}) is fresh
 
 
-@pytest.mark.parametrize(("met", "seed"), [("done", 7), ("timeout", 8)])
-def test_the_seed_of_node_0_counts_on_every_node_that_meets_it(tmp_path, monkeypatch, met, seed):
-    def run_task(task, ranks, limit):
-        assert (ranks.node_rank, ranks.port) == (1, 29508)
-        gathered = ({"kind": "gathered", "of_node": {"seed": own}} for own in (7, 8))
-        return (Measured(1, met, "", 1.0, tuple(gathered) if met == "done" else (), ""),)
+def meet(nodes, on_node, seconds=30.0):
+    """Let nodes meet in this process, each in a thread, and give what each makes of the meeting."""
+    pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
+    port = free_port()
 
-    monkeypatch.setattr(session, "run_task", run_task)
-    request = session.Request("tiny-perf", Place("torchrun", 2, 1, "127.0.0.1", 29500), 1, 8, None)
-    assert session.with_seed_of_node_0(CpuDevice(), request, tmp_path).seed == seed
+    def start(rank):
+        place = Place("torchrun", nodes, rank, "127.0.0.1", port - meeting.PORT)
+        return on_node(rank, meeting.Meeting(place, 7 + rank, lambda line: None, seconds))
+
+    with ThreadPoolExecutor(nodes) as pool:
+        return list(pool.map(start, range(nodes)))
+
+
+def test_the_seed_of_node_0_counts_on_every_node():
+    assert meet(2, lambda rank, met: met.seed) == [7, 7]
+
+
+def test_a_node_that_comes_in_time_is_waited_for_and_one_that_does_not_is_named_by_all_for_good():
+    given_up = Event()
+
+    def on_node(rank, met):
+        if rank == 2:
+            time.sleep(1.0)
+        first = met.absent("first", 30.0)
+        if rank == 2:
+            given_up.wait(30.0)
+        second = met.absent("second", 0.5)
+        given_up.set()
+        return met, first, second, met.absent("third", 30.0)
+
+    told = [absent for _, *absent in meet(3, on_node)]
+    assert told == [[[], [2], [2]], [[], [2], [2]], [[], [0], [0]]]
+
+
+def test_a_node_that_never_arrives_is_named():
+    pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
+    place = Place("torchrun", 2, 0, "127.0.0.1", free_port() - meeting.PORT)
+    with pytest.raises(LaunchError, match=r"^Node 1 did not arrive within 1 s"):
+        meeting.Meeting(place, 7, lambda line: None, 1.0)
+
+
+def test_what_is_measured_together_is_not_begun_without_a_node_and_every_rank_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "run_task", lambda *args: pytest.fail("begun alone"))
+    task = Task("step", "cpu", str(tmp_path / "step-2"), 0, True, {}, 0, 2, 1, 0.0)
+    asked = []
+    met = SimpleNamespace(absent=lambda what, seconds: asked.append((what, seconds)) or [2, 3])
+    alone = session._together(met, task, Ranks(2, 4, 1), 150, 160.0)
+    assert asked == [("step-2", 160.0)]
+    assert [(one.rank, one.outcome, one.phase) for one in alone] == [(n, "alone", "nodes 2, 3") for n in (2, 3)]
+
+
+def test_no_node_waits_shorter_than_the_others_may_legally_take(tmp_path, monkeypatch):
+    waited = {}
+
+    def together(met, task, ranks, limit, patience):
+        waited[Path(task.out).name] = patience
+        return (Measured(0, "done", "done", 1.0, (), ""),)
+
+    monkeypatch.setattr(session, "_together", together)
+    monkeypatch.setattr(session, "run_task", lambda *args: ())
+    monkeypatch.setattr(session, "check_contract", lambda *args: [])
+    monkeypatch.setattr(session, "Meeting", lambda place, seed, told: SimpleNamespace(seed=seed))
+    request = session.Request("tiny-perf", Place("torchrun", 2, 0, "127.0.0.1", 29500), 1, 7, None)
+    session.run_preflight(CpuDevice(), request, create_run_directory(tmp_path / "run"))
+    assert waited == {
+        "device-1": 2 * 100 + 130,
+        "collectives-1": 160 + 2 * 30,
+        "step-1": 130,
+        "step-2": 160,
+        "gather": 160,
+    }
 
 
 @pytest.mark.slow

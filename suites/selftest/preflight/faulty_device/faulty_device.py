@@ -84,12 +84,22 @@ def crash_on_rank_1():
     dist.reduce_scatter_tensor = reduce_scatter_tensor
 
 
+def hanging(*args, **kwargs):
+    while True:
+        time.sleep(1)
+
+
+def hang_in_three_kernels_of_rank_1():
+    if RANK == 1:
+        for module, kernel in (("rotary_emb", "apply_rotary"), ("torch_scatter", "scatter")):
+            stand_in(module, kernel, lambda real: hanging)
+        hang_in_rms_norm()
+
+
 def hang_in_rms_norm():
     def change(module_class):
         class Hanging(module_class):
-            def forward(self, *args, **kwargs):
-                while True:
-                    time.sleep(1)
+            forward = hanging
 
         return Hanging
 
@@ -295,6 +305,7 @@ INJECTIONS = {
         wrong_sum_on_rank_1,
         hang_on_rank_1,
         hang_in_rms_norm,
+        hang_in_three_kernels_of_rank_1,
         crash_on_rank_1,
         clock_5_s_off_on_rank_1,
         nan_in_one_element,
