@@ -6,15 +6,16 @@ import contextlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from conformance import evidence
 from conformance.bundle import archive
 from conformance.bundle.policy import Bench
 from conformance.bundle.verify import BundleEvidence, Verification, VerifiedRun, verify
 from conformance.checks.finding import Verdict
 from conformance.evidence import device_name
+from conformance.judgement import newest_ceiling
 from conformance.metrics.energy import joules_per_token
-from conformance.metrics.preflight import ceiling
 
 RANKED = (Verdict.CONFORMANT, Verdict.REHEARSAL)
 COLUMNS = (
@@ -67,23 +68,38 @@ def compare(paths: Sequence[Path], bench: Bench) -> tuple[list[dict[str, Any]], 
 
 def _rows(path: Path, verification: Verification) -> list[dict[str, Any]]:
     index = archive.read_index(path)
-    preflights = (run.rebuilt.get("metrics", {}) for run in verification.runs if run.predicate["kind"] == "preflight")
-    top = next((ceiling(metrics.get("by_device", ())) for metrics in preflights), None)
-    return [
-        _row(path, verification, run, BundleEvidence(index, f"runs/{run.name}/" if run.name else ""), top)
-        for run in verification.runs
-        if run.predicate["kind"] != "preflight"
-    ]
+    files = {run.name: BundleEvidence(index, f"runs/{run.name}/" if run.name else "") for run in verification.runs}
+    preflights = [run for run in verification.runs if run.predicate["kind"] == "preflight"]
+    rows = []
+    for run in verification.runs:
+        if run.predicate["kind"] != "preflight":
+            before = {p.name: files[p.name] for p in preflights if _started(p) <= _started(run)}
+            rows.append(_row(path, verification, run, files[run.name], _utilisation(run, files[run.name], before)))
+    return rows
+
+
+def _started(run: VerifiedRun) -> str:
+    return str(run.rebuilt["environment"]["started"])
+
+
+def _utilisation(run: VerifiedRun, files: BundleEvidence, before: Mapping[str, BundleEvidence]) -> float | None:
+    """MFU over the preflight that the run kept, as its report has it; else over the bundle's newest from before it."""
+    metrics = run.rebuilt["metrics"]
+    mfu, model = metrics.get("mfu") or {}, (metrics.get("tflops") or {}).get("model")
+    if evidence.CEILING_OF in files.names() and evidence.read_json(files, evidence.CEILING_OF)["run"] == mfu["ceiling"]:
+        return cast("float | None", mfu["measured_ceiling"])
+    found = newest_ceiling(before, run.rebuilt["devices"])
+    return model / found[1] if model and found else None
 
 
 def _row(
-    path: Path, verification: Verification, run: VerifiedRun, files: BundleEvidence, ceiling: float | None
+    path: Path, verification: Verification, run: VerifiedRun, files: BundleEvidence, mfu: float | None
 ) -> dict[str, Any]:
     metrics, devices = run.rebuilt["metrics"], run.rebuilt["devices"]
     speed, loss = metrics.get("tgs") or {}, metrics.get("loss") or {}
     flops = metrics.get("tflops") or {}
     own = verification.predicate.get("system", {}).get("system_name")
-    model, layers = flops.get("model"), metrics.get("num_layers")
+    layers = metrics.get("num_layers")
     return {
         "name": f"{own or path.name}{f' / {run.name}' if run.name else ''}",
         "vendor": verification.vendor or verification.predicate.get("vendor", ""),
@@ -97,7 +113,7 @@ def _row(
         "tgs": speed.get("median"),
         "tgs_ci95": speed.get("ci95"),
         "tflops": flops.get("recomputed"),
-        "mfu": model / ceiling if model and ceiling else None,
+        "mfu": mfu,
         "loss": loss.get("window_mean"),
         "hours_to_target": _hours_to_target(loss, speed, run.rebuilt["plan"]),
         "joules_per_token": _energy(files, speed.get("median")),
