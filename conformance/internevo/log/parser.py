@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from conformance.internevo.log import lines as grammar
 from conformance.internevo.log.lines import LineError
@@ -217,15 +218,17 @@ class Parser:
             times, values = read_values(template, chunk if whole else b"".join([match[0] for match in found]))
         except ValueError:  # the letters and signs of numbers, but no number
             return self._scan(chunk, line, depth + 1)
-        quiet = self._is_quiet(chunk, found)
         lines = np.empty(len(times))
         done = row = 0
-        for match in found:
+        if self._is_quiet(chunk, found):
+            self._note(template.place)
+            lines, rows_of = _number_rows(chunk, line, found)
+            if template.clock:
+                times += np.repeat([midnight(match["date"]) for match in found], rows_of)
+            done, line, row = found[-1].end(), int(lines[-1]) + 1, len(times)
+        for match in () if row else found:
             begin, end = match.span()
-            if quiet:
-                line += line_ends(chunk, done, begin)
-            else:
-                line = self._scan(chunk[done:begin], line, depth + 1)
+            line = self._scan(chunk[done:begin], line, depth + 1)
             # A line of metrics ends what stands before it.
             self._close_record()
             self._traces.close(template.source)
@@ -383,6 +386,15 @@ class Parser:
             self._add(layout, lines, times, sources, values.T)
         self._loose.clear()
         self._loose_rows = 0
+
+
+def _number_rows(chunk: bytes, line: int, found: Sequence[re.Match[bytes]]) -> tuple[Matrix, npt.NDArray[np.intp]]:
+    """Number the lines that a template found in a chunk, all at once; how many each match has."""
+    ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n"))
+    before, after = np.searchsorted(ends, np.array([match.span() for match in found]).T)
+    rows = after - before
+    skipped = before - np.cumsum(rows) + rows  # lines before each match that no match has
+    return line + np.repeat(skipped, rows) + np.arange(rows.sum(), dtype=np.float64), rows
 
 
 def _values(record: _Record) -> tuple[list[grammar.Field], list[float]]:
