@@ -6,15 +6,13 @@ import contextlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from conformance import evidence
 from conformance.bundle import archive
 from conformance.bundle.policy import Bench
 from conformance.bundle.verify import BundleEvidence, Verification, VerifiedRun, verify
 from conformance.checks.finding import Verdict
 from conformance.evidence import device_name
-from conformance.judgement import newest_ceiling
 from conformance.metrics.energy import joules_per_token
 
 RANKED = (Verdict.CONFORMANT, Verdict.REHEARSAL)
@@ -29,6 +27,7 @@ COLUMNS = (
     "tgs",
     "tflops",
     "mfu",
+    "ceiling",
     "loss",
     "hours_to_target",
     "joules_per_token",
@@ -68,36 +67,17 @@ def compare(paths: Sequence[Path], bench: Bench) -> tuple[list[dict[str, Any]], 
 
 def _rows(path: Path, verification: Verification) -> list[dict[str, Any]]:
     index = archive.read_index(path)
-    files = {run.name: BundleEvidence(index, f"runs/{run.name}/" if run.name else "") for run in verification.runs}
-    preflights = [run for run in verification.runs if run.predicate["kind"] == "preflight"]
-    rows = []
-    for run in verification.runs:
-        if run.predicate["kind"] != "preflight":
-            before = {p.name: files[p.name] for p in preflights if _started(p) <= _started(run)}
-            rows.append(_row(path, verification, run, files[run.name], _utilisation(run, files[run.name], before)))
-    return rows
+    return [
+        _row(path, verification, run, BundleEvidence(index, f"runs/{run.name}/" if run.name else ""))
+        for run in verification.runs
+        if run.predicate["kind"] != "preflight"
+    ]
 
 
-def _started(run: VerifiedRun) -> str:
-    return str(run.rebuilt["environment"]["started"])
-
-
-def _utilisation(run: VerifiedRun, files: BundleEvidence, before: Mapping[str, BundleEvidence]) -> float | None:
-    """MFU over the preflight that the run kept, as its report has it; else over the bundle's newest from before it."""
-    metrics = run.rebuilt["metrics"]
-    mfu, model = metrics.get("mfu") or {}, (metrics.get("tflops") or {}).get("model")
-    if evidence.CEILING_OF in files.names() and evidence.read_json(files, evidence.CEILING_OF)["run"] == mfu["ceiling"]:
-        return cast("float | None", mfu["measured_ceiling"])
-    found = newest_ceiling(before, run.rebuilt["devices"])
-    return model / found[1] if model and found else None
-
-
-def _row(
-    path: Path, verification: Verification, run: VerifiedRun, files: BundleEvidence, mfu: float | None
-) -> dict[str, Any]:
+def _row(path: Path, verification: Verification, run: VerifiedRun, files: BundleEvidence) -> dict[str, Any]:
     metrics, devices = run.rebuilt["metrics"], run.rebuilt["devices"]
     speed, loss = metrics.get("tgs") or {}, metrics.get("loss") or {}
-    flops = metrics.get("tflops") or {}
+    flops, mfu = metrics.get("tflops") or {}, metrics.get("mfu") or {}
     own = verification.predicate.get("system", {}).get("system_name")
     layers = metrics.get("num_layers")
     return {
@@ -113,7 +93,8 @@ def _row(
         "tgs": speed.get("median"),
         "tgs_ci95": speed.get("ci95"),
         "tflops": flops.get("recomputed"),
-        "mfu": mfu,
+        "mfu": mfu.get("measured_ceiling"),
+        "ceiling": mfu.get("ceiling"),
         "loss": loss.get("window_mean"),
         "hours_to_target": _hours_to_target(loss, speed, run.rebuilt["plan"]),
         "joules_per_token": _energy(files, speed.get("median")),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -107,8 +107,8 @@ class VerifiedRun:
         name: Its name in a submission; empty where the bundle is of one run.
         report_id: sha256 of its report's payload.
         predicate: The report's content, as claimed.
-        rebuilt: The same as its evidence gives it, with findings and verdict as the policy leaves them; empty where
-            the evidence is too broken to judge.
+        rebuilt: The same as its evidence gives it, with findings and verdict as the policy leaves them, and MFU over
+            what the bundle's own preflight measured; empty where the evidence is too broken to judge.
         findings: What was found here, as the policy leaves it.
         steps: step, tgs and loss of every logged step, for drawing.
         journal: Entries of its journal, oldest first.
@@ -214,8 +214,21 @@ def verify(path: Path, bench: Bench | None = None) -> Verification:
 
 def _verified(run: RunFacts, findings: tuple[Finding, ...], verdict: Verdict) -> VerifiedRun:
     ruled = {"findings": [finding_json(finding) for finding in findings], "verdict": verdict.value}
-    rebuilt = {**run.rebuilt, **ruled} if run.rebuilt else {}
+    rebuilt = {**run.rebuilt, **ruled, "metrics": _over_ceiling(run)} if run.rebuilt else {}
     return VerifiedRun(run.name, run.report_id, run.predicate, rebuilt, findings, run.steps, run.journal)
+
+
+def _over_ceiling(run: RunFacts) -> Mapping[str, Any]:
+    """A run's metrics, with MFU over what a preflight of the bundle measured of its devices, where one did."""
+    metrics = run.rebuilt["metrics"]
+    if run.ceiling is None or not metrics.get("tflops"):
+        return cast("Mapping[str, Any]", metrics)
+    (source, ceiling), needed = run.ceiling, metrics["tflops"]
+    shares = {
+        key: needed[of] and needed[of] / ceiling
+        for key, of in (("measured_ceiling", "model"), ("measured_ceiling_causal", "model_causal"))
+    }
+    return {**metrics, "mfu": {**metrics["mfu"], **shares, "ceiling": source}}
 
 
 def _ask(answers: list[Answer], name: str, check: Callable[[], tuple[str, Any]], otherwise: str = "") -> Any:

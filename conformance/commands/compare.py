@@ -7,10 +7,10 @@ from pathlib import Path
 
 EPILOG = """\
 Each bundle is verified first; one that does not hold is named and not ranked. Runs are ranked within their workload
-and number of layers, by TGS. MFU is model FLOPs (GQA counted right) over the GEMM ceiling of
-the preflight that the run kept, else of its devices' newest in the submission from before it. Energy is the devices'
-own, from their telemetry; hosts, network and cooling are not in it. A dash, or a column that is not there, is a figure
-that the evidence does not tell. A rehearsal certifies nothing.
+and number of layers, by TGS. MFU is model FLOPs (GQA counted right) over the GEMM ceiling that the CSV's column
+ceiling names: of the submission's newest preflight of these devices, else as the run's report has it. Energy is the
+devices' own, from their telemetry; hosts, network and cooling are not in it. A dash, or a column that is not there, is
+a figure that the evidence does not tell. A rehearsal certifies nothing.
 
 exit codes: 0 all are ranked, 1 some do not hold, 2 none could be compared
 

@@ -178,6 +178,10 @@ def test_a_run_is_held_against_the_bundles_own_preflight(lab, kept, share, answe
     assert (found.result is Result.PASS) is (answer == "yes")
     assert "the GEMM ceiling of preflight" in found.message
     assert run.rebuilt["verdict"] == ("REHEARSAL" if answer == "yes" else "NOT_CONFORMANT")
+    mfu = run.rebuilt["metrics"]["mfu"]
+    assert (mfu["ceiling"], mfu["measured_ceiling_causal"]) == ("preflight", pytest.approx(1 / share))
+    full = judge(RunDirectory(perf)).metrics["tflops"]["model"]
+    assert mfu["measured_ceiling"] == pytest.approx(full / (share * needed))
 
 
 def spent_by(verification):

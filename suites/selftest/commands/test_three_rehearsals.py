@@ -93,7 +93,7 @@ def test_three_rehearsals_are_verified_countersigned_and_compared(lab, capsys):
     assert [row["name"] for row in rows if row["workload"] == WORKLOAD] == ["quick / perf", "slow / perf"]
     quick, slow = (float(row["tgs"]) for row in rows if row["workload"] == WORKLOAD)
     assert quick == pytest.approx(2 * slow, rel=1e-3)
-    assert all(0 < float(row["mfu"]) < 1 for row in rows)
+    assert {(row["mfu"], row["ceiling"]) for row in rows} == {("", "")}  # a rehearsal's products are too small for one
     page = Path("c.html").read_text()
     assert page.index("quick / perf") < page.index("slow / perf")
     shown = capsys.readouterr().out
