@@ -202,10 +202,12 @@ def meet(nodes, on_node, seconds=30.0):
     """Let nodes meet in this process, each in a thread, and give what each makes of the meeting."""
     pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
     port = free_port()
+    held = []  # node 0's store has to last until every node has looked
 
     def start(rank):
         place = Place("torchrun", nodes, rank, "127.0.0.1", port - meeting.PORT)
-        return on_node(rank, meeting.Meeting(place, 7 + rank, lambda line: None, seconds))
+        held.append(met := meeting.Meeting(place, 7 + rank, lambda line: None, seconds))
+        return on_node(rank, met)
 
     with ThreadPoolExecutor(nodes) as pool:
         return list(pool.map(start, range(nodes)))
