@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance import evidence
-from conformance.errors import ConformanceError
+from conformance.errors import ConformanceError, EvidenceError
 from conformance.internevo.worker import Settings
 from conformance.launch import telemetry, torchrun
 from conformance.launch.detect import Step
@@ -106,8 +106,13 @@ def _prepare(run: Path, job: Mapping[str, Any], settings: Callable[[Path], Setti
     if token.is_file() and token.read_text() == job["token"]:
         return run.resolve(), True
     run = evidence.create_run_directory(run)
-    (run / evidence.CONFIG).write_text(job["config"], encoding="utf-8")
-    (settings(run) if settings else Settings(**job["settings"])).write(run)
+    try:
+        (run / evidence.CONFIG).write_text(job["config"], encoding="utf-8")
+        (settings(run) if settings else Settings(**job["settings"])).write(run)
+    except OSError as error:
+        raise EvidenceError(
+            f"The run directory {run} cannot be written: {error.strerror}.", "Free space or choose another --run-dir."
+        ) from error
     return run, False
 
 

@@ -1,5 +1,6 @@
 """Nodes that join a run over torch's store: all arrive and hand over their logs, or the one that does not is named."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from conformance.errors import LaunchError
 from conformance.launch.detect import NodeView, Step
+from conformance.launch.follow import follow
 from conformance.launch.launcher import _free_pair
 from conformance.launch.team import STOP_WITH_STACKS, Host, Member
 
@@ -116,6 +118,18 @@ def test_a_node_that_cannot_take_part_says_why(port, runs):
     with pytest.raises(LaunchError, match=r"Node 1 .* cannot take part: its disk is read-only"):
         host.gather(REQUEST, lambda hellos: JOB, seconds=20)
     assert "called the run off" in str(member()["error"])
+
+
+def test_a_node_whose_disk_is_full_says_so_and_is_not_waited_for(port, runs, small_disk):
+    disk = small_disk(64 << 10)
+    with contextlib.suppress(OSError):
+        (disk / "other").write_bytes(b"\0" * (128 << 10))
+    host = Host(port, [1], runs[0])
+    member = in_thread(lambda: follow(Member("127.0.0.1", port, 1, None, seconds=20), disk / "run", disk))
+    job = JOB | {"token": "node 0's", "config": "micro_bsz = 1", "settings": {"device": "cpu", "internevo": None}}
+    with pytest.raises(LaunchError, match=r"Node 1 .* cannot be written: No space left on device\. Free space"):
+        host.gather(REQUEST, lambda hellos: job, seconds=20)
+    assert "No space left on device" in str(member()["error"])
 
 
 def test_two_processes_with_the_same_rank_are_refused(port, runs):
