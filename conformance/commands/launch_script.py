@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         0.
 
     Raises:
-        ConformanceError: The workload is unknown, or no such run is legal.
+        ConformanceError: The workload is unknown, no such run is legal, or the options for pytest cannot be read.
     """
     import json
 
@@ -125,11 +125,18 @@ def run(args: argparse.Namespace) -> int:
             f"{workload.name} trains on {workload.data}, and {named} named.",
             "Name the folder of prepared data with --data." if trains_on_data else "Leave --data out.",
         )
+    try:
+        more = shlex.split(args.pytest)
+    except ValueError as error:
+        raise ConformanceError(
+            f"--pytest {args.pytest!r} is no list of options: {str(error).lower()}.",
+            "Close every quotation mark that it opens.",
+        ) from error
     command = [
         *("pytest", f"suites/{workload.kind}", "-m", workload.mark),
         *("--nodes", str(args.nodes), "--devices-per-node", str(args.devices_per_node)),
         *(("--data", args.data) if trains_on_data else ()),
-        *shlex.split(args.pytest),
+        *more,
     ]
     fields: dict[str, object] = {
         "name": workload.name,

@@ -48,6 +48,11 @@ def test_an_accuracy_run_names_its_data_and_what_pytest_is_told_besides(capsys):
     ]  # fmt: skip
 
 
+def test_options_for_pytest_that_cannot_be_read_are_a_sentence(capsys):
+    assert main(["launch-script", "slurm", "llama2-7b-perf", "--nodes", "4", "--pytest", "--patch 'my fix.diff"]) == 2
+    assert "no closing quotation" in capsys.readouterr().err
+
+
 def test_the_pods_of_an_accuracy_run_share_checkpoints_and_data(capsys):
     assert main(["launch-script", "kubernetes", "llama2-7b-accuracy", "--nodes", "8", "--data", "/data/rp"]) == 0
     yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
