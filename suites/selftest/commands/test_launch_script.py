@@ -4,6 +4,7 @@ import shlex
 import subprocess
 
 import pytest
+import yaml
 
 from conformance.cli import main
 
@@ -23,7 +24,6 @@ def test_kubernetes(capsys):
     text = capsys.readouterr().out
     assert text.count('command: ["pytest", "suites/perf", "-m", "70b", "--nodes", "16"') == 2
     assert text.count("huawei.com/Ascend910: 8\n") == 2
-    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
     replicas = yaml.safe_load(text)["spec"]["pytorchReplicaSpecs"]
     assert (replicas["Master"].pop("replicas"), replicas["Worker"].pop("replicas")) == (1, 15)
     assert replicas["Worker"] == replicas["Master"]
@@ -55,7 +55,6 @@ def test_options_for_pytest_that_cannot_be_read_are_a_sentence(capsys):
 
 def test_the_pods_of_an_accuracy_run_share_checkpoints_and_data(capsys):
     assert main(["launch-script", "kubernetes", "llama2-7b-accuracy", "--nodes", "8", "--data", "/data/rp"]) == 0
-    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
     replicas = yaml.safe_load(capsys.readouterr().out)["spec"]["pytorchReplicaSpecs"]
     for role in ("Master", "Worker"):
         pod = replicas[role]["template"]["spec"]
