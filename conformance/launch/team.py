@@ -6,6 +6,7 @@ node N, each a JSON line and bytes; verdict for all; bye/N.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -174,12 +175,12 @@ class Host:
             waited = time.monotonic() - begun
             if missing and (fault or waited > seconds):
                 listed = ", ".join(map(str, missing))
-                came = ", ".join(f"{node} ({one.get('host', '')})" for node, one in sorted(found.items()))
+                came = ", ".join(f"{node} ({one['host']})" for node, one in sorted(found.items()))
+                late, done = {"hello": ("arrive", "arrived"), "ready": ("get ready", "ready")}[what]
                 raise LaunchError(
-                    f"Of {len(self._others)} nodes to arrive, "
-                    f"{'node' if len(missing) == 1 else 'nodes'} {listed} did not"
+                    f"{'Node' if len(missing) == 1 else 'Nodes'} {listed} did not {late}"
                     + (f": {fault}" if fault else f" within {seconds:.0f} s")
-                    + f"; arrived: {came or 'none'}.",
+                    + f"; {done}: {came or 'none'}.",
                     "Start the same command on every node, each with its own --node-rank.",
                 )
             if missing:
@@ -277,11 +278,11 @@ class Member:
         self.node = node
         self._waiting = waiting
         self._begun = time.monotonic()
-        await_port(address, port, seconds, waiting)
-        self._store = open_store(address, port, False, CONNECT_SECONDS)
+        self._store = _store_of_this_run(address, port, seconds, waiting)
         if self._store.add(f"arrivals/{node}", 1) > 1:
             raise LaunchError(
-                f"Another process has arrived as node {node} of this run.", "Give every node its own --node-rank."
+                f"Another process has arrived as node {node} of this run.",
+                "Give every node its own --node-rank; where that process was ended, start node 0 anew too.",
             )
         hello = {"host": socket.gethostname(), "request": request, "address": _own_address(address, port)}
         hello["environment"] = recorded(os.environ)
@@ -307,7 +308,7 @@ class Member:
         Raises:
             LaunchError: Another node cannot, or node 0 is gone.
         """
-        self._store.set(f"ready/{self.node}", json.dumps({"error": error}))
+        self._store.set(f"ready/{self.node}", json.dumps({"host": socket.gethostname(), "error": error}))
         if self._get("order").decode() != RUN:
             self.job = json.loads(self._get("job"))
             self._refuse_if_told()
@@ -410,6 +411,17 @@ class Member:
     def _refuse_if_told(self) -> None:
         if "refused" in self.job:
             raise LaunchError(f"Node 0 called the run off: {self.job['refused']}")
+
+
+def _store_of_this_run(address: str, port: int, seconds: float, waiting: Callable[[Sequence[int], float], None]) -> Any:
+    """Node 0's store; the one that has told its verdict is of the run before, and closes."""
+    while True:
+        await_port(address, port, seconds, waiting)
+        store = open_store(address, port, False, CONNECT_SECONDS)
+        with contextlib.suppress(Exception):  # torch's own: it has just closed
+            if not store.check(["verdict"]):
+                return store
+        time.sleep(PROBE_SECONDS)
 
 
 def _own_address(address: str, port: int) -> str:

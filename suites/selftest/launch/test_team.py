@@ -96,12 +96,20 @@ def test_logs_state_orders_and_verdict_cross(port, runs):
 def test_a_node_that_never_arrives_is_named_and_the_others_learn_why(port, runs, display):
     host = Host(port, [1, 2], runs[0])
     member = in_thread(lambda: Member("127.0.0.1", port, 1, REQUEST, seconds=20))
-    with pytest.raises(LaunchError, match=r"node 2 did not within 3 s; arrived: 1 \("):
+    with pytest.raises(LaunchError, match=r"Node 2 did not arrive within 3 s; arrived: 1 \("):
         host.gather(REQUEST, lambda hellos: JOB, waiting=display.waiting, seconds=3)
-    assert "node 2 did not" in str(member()["error"])
+    assert "Node 2 did not arrive" in str(member()["error"])
     missing, seconds = display.missing[-1]  # said long before the limit, and named
     assert missing == [2]
     assert seconds > 2
+
+
+def test_a_node_that_goes_away_before_all_have_arrived_is_named(port, runs):
+    host = Host(port, [1, 2], runs[0])
+    in_thread(lambda: Member("127.0.0.1", port, 1, None, seconds=20))  # and no more of it
+    in_thread(lambda: Member("127.0.0.1", port, 2, None, seconds=20).ready())
+    with pytest.raises(LaunchError, match=r"Node 1 did not get ready within 3 s; ready: 2 \([^)]"):
+        host.gather(REQUEST, lambda hellos: JOB, seconds=3)
 
 
 def test_a_node_that_was_asked_for_something_else_is_named(port, runs):
@@ -142,9 +150,25 @@ def test_two_processes_with_the_same_rank_are_refused(port, runs):
         Member("127.0.0.1", port, 1, REQUEST, seconds=20)
 
 
+def test_a_node_that_comes_back_early_waits_for_the_run_that_is_to_come(port, runs):
+    before = Host(port, [1], runs[0])
+    before._store.set("verdict", "{}")
+    waited = threading.Event()
+    member = in_thread(
+        lambda: Member("127.0.0.1", port, 1, REQUEST, seconds=20, waiting=lambda missing, seconds: waited.set())
+    )
+    assert not waited.wait(2)  # it reaches the store, and does not take it for the next run's
+    assert not before._store.check(["hello/1"])
+    del before
+    host = Host(port, [1], runs[0])
+    gathered = in_thread(lambda: host.gather(REQUEST, lambda hellos: JOB, seconds=20))
+    member()["result"].ready()
+    assert gathered() == {"result": None}
+
+
 def test_a_starter_that_failed_ends_the_waiting_at_once(port, runs):
     host = Host(port, [1], runs[0])
-    with pytest.raises(LaunchError, match="did not: srun: error"):
+    with pytest.raises(LaunchError, match=r"Node 1 did not arrive: srun: error; arrived: none\."):
         host.gather(REQUEST, lambda hellos: JOB, lambda: "srun: error", seconds=600)
 
 
