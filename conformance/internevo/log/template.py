@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import re
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from conformance.internevo.log.lines import Field
 
@@ -138,23 +135,12 @@ def read_values(template: Template, text: bytes) -> tuple[Matrix, Matrix]:
     """
     if not text:
         return np.empty(0), np.empty((len(template.columns), 0))
-    with warnings.catch_warnings():
-        # Some versions of pandas call the option superfluous, to others the last digit depends on it.
-        warnings.simplefilter("ignore")
-        frame = pd.read_csv(
-            io.BytesIO(text.translate(_TO_TABLE, _TO_NOTHING)),
-            header=None,
-            names=range(template.commas + 1),
-            usecols=[*template.clock, *template.cells],
-            index_col=False,
-            dtype=np.float64,
-            quoting=csv.QUOTE_NONE,
-            float_precision="round_trip",
-            low_memory=False,
-        )
-    numbers = frame.to_numpy().T
+    # NumPy's reader takes two thirds of the time of pandas', and rounds as exactly.
+    table = io.BytesIO(text.translate(_TO_TABLE, _TO_NOTHING))
+    cells = [*template.clock, *template.cells]
+    numbers = np.loadtxt(table, delimiter=",", usecols=cells, comments=None, ndmin=2).T
     clock = numbers[: len(template.clock)]
-    return np.array(_CLOCK_UNITS) @ clock if len(clock) else np.full(len(frame), np.nan), numbers[len(clock) :]
+    return np.array(_CLOCK_UNITS) @ clock if len(clock) else np.full(numbers.shape[1], np.nan), numbers[len(clock) :]
 
 
 def milliseconds(stamp: bytes) -> float:
