@@ -388,10 +388,12 @@ class Detector:
         def order(rank: int) -> tuple[int, int]:
             error, code = errors.get(rank, ""), self._failed.get(rank, 0)
             ended = code == -signal.SIGTERM  # torchrun ends the others with it
+            killed = code < 0 and not ended and code != -signal.SIGABRT  # which a rank whose peer has died raises itself
             # A rank whose peer has died raises too: what it says of the connection comes last.
             alone = not PEER.search(error)
-            causes = (OUT_OF_MEMORY.search(error), NO_SPACE.search(error), code < 0 and not ended, alone and not ended)
-            return next((place for place, true in enumerate((*causes, alone)) if true), len(causes) + 1), rank
+            raised = alone and not ended and error != ""
+            causes = (OUT_OF_MEMORY.search(error), NO_SPACE.search(error), killed, raised, alone and not ended, alone)
+            return next((place for place, true in enumerate(causes) if true), len(causes)), rank
 
         suffering = {self._place(rank, nodes)[0] for rank in ranks if PEER.search(errors.get(rank, ""))}
         if all(PEER.search(errors.get(rank, "")) and self._failed.get(rank, 0) >= 0 for rank in ranks):

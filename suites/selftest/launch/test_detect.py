@@ -75,6 +75,22 @@ def test_the_rank_that_was_killed_is_named_before_those_that_lost_it(detector):
     assert "1 other rank after it" in fault.message
 
 
+def test_an_exception_is_named_before_a_peer_that_aborted_for_want_of_it(detector):
+    detector.feed(AGENT, failed(-6, 0), now=12.0)
+    detector.feed(RANK1, raised("StopIteration", rank=1), now=12.1)
+    fault = after_settling(detector)
+    assert (fault.kind, fault.rank) == ("exception", 1)
+    assert "1 other rank after it" in fault.message
+
+
+def test_a_rank_that_aborted_is_named_before_those_that_lost_it(detector):
+    detector.feed(RANK0, raised("RuntimeError: Connection closed by peer [127.0.0.1]:4"), now=12.0)
+    detector.feed(AGENT, failed(-6, 1), now=12.1)
+    fault = after_settling(detector)
+    assert (fault.kind, fault.rank) == ("rank-died", 1)
+    assert "SIGABRT" in fault.message
+
+
 def test_an_exception_is_named_before_the_connection_errors_that_follow(detector):
     detector.feed(RANK0, raised("RuntimeError: Connection reset by peer"), now=12.0)
     detector.feed(RANK1, raised("StopIteration", rank=1), now=12.1)
