@@ -388,8 +388,8 @@ class Detector:
         def order(rank: int) -> tuple[int, int]:
             error, code = errors.get(rank, ""), self._failed.get(rank, 0)
             ended = code == -signal.SIGTERM  # torchrun ends the others with it
-            killed = code < 0 and not ended and code != -signal.SIGABRT  # which a rank whose peer has died raises itself
-            # A rank whose peer has died raises too: what it says of the connection comes last.
+            # A rank whose peer has died aborts itself, or raises: what it says of the connection comes last.
+            killed = code < 0 and not ended and code != -signal.SIGABRT
             alone = not PEER.search(error)
             raised = alone and not ended and error != ""
             causes = (OUT_OF_MEMORY.search(error), NO_SPACE.search(error), killed, raised, alone and not ended, alone)
