@@ -210,9 +210,9 @@ def _tensor_parallel_loss(preflight: Preflight) -> None:
             process["records"][0].update(loss=10.735)
 
 
-def _no_kernel(preflight: Preflight) -> None:
-    error = {"kind": "kernel-error", "kernel": "attention", "problem": "RuntimeError: no kernel image"}
-    preflight.tasks["device"][1]["records"].append(error)
+def _no_kernel(kernel: str, problem: str) -> Callable[[Preflight], object]:
+    error = {"kind": "kernel-error", "kernel": kernel, "problem": problem}
+    return lambda preflight: preflight.tasks["device"][1]["records"].append(error)
 
 
 UNEVEN = ("speed-even",)  # one device that is slow for its kind is slower than its neighbours
@@ -276,8 +276,9 @@ FAULTS = (
     _kernel("attention", "dq", worst_row=1.0),
     _kernel("attention", "out", error=0.05),
     _kernel("attention", "dv", not_finite=1),
-    _other("kernel-attention", "the kernel cannot run", _no_kernel),
+    _other("kernel-attention", "the kernel cannot run", _no_kernel("attention", "RuntimeError: no kernel image")),
     _kernel("rotary", "dx", error=0.02),
+    _other("kernel-rotary", "the kernel hangs", _no_kernel("rotary", "hang, no end after 30 s")),
     _kernel("rms-norm", "dweight", error=0.02),
     _kernel("linear", "dweight", error="inf"),
     _kernel("cross-entropy", "dlogits", error=1e-3),

@@ -89,7 +89,12 @@ def _unfinished(preflight: Preflight, task: str) -> str:
 
 
 def _complete(preflight: Preflight, check: str) -> bool:
-    """Whether a check can be made although its task did not end well: its own part was over on every rank."""
+    """Whether a check can be made although its task did not end well.
+
+    Its own part was over on every rank; or a kernel hung or could not run on one, which nothing after it makes undone.
+    """
+    if any(check == f"kernel-{record['kernel']}" for _, record in preflight.records("kernel-error")):
+        return True
     part = PARTS.get(check, "")
     over = {process["rank"] for process, record in preflight.records("over") if record["part"] == part}
     return over >= set(range(preflight.setup["ranks"]))

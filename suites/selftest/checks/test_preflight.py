@@ -180,6 +180,21 @@ def test_what_was_over_on_every_rank_is_judged_although_its_task_hung():
     assert found["kernel-attention"].result is Result.ERROR
 
 
+@pytest.mark.parametrize("ending", ["failed", "timeout", "stopped"])
+@pytest.mark.parametrize("rank", [1, 3])
+def test_a_kernel_that_hung_stays_a_failure_whatever_ends_the_process_or_another_later(ending, rank):
+    def change(preflight):
+        hang = {"kind": "kernel-error", "kernel": "rotary", "problem": "hang, no end after 30 s"}
+        preflight.tasks["device"][1]["records"].append(hang)
+        preflight.tasks["device"][rank].update(outcome=ending, phase="kernel scatter: 8192 in 6")
+
+    found = all_results(change)
+    assert found["kernel-rotary"].result is Result.FAIL
+    assert "rank 1 (device 1 of node-0): rotary cannot run: hang, no end after 30 s" in found["kernel-rotary"].message
+    assert found["preflight-ended"].result is Result.FAIL
+    assert found["kernel-scatter"].result is Result.ERROR
+
+
 def test_a_speed_is_told_by_how_far_it_lies_from_the_known_one_on_either_side():
     assert "gemm-square -0.4% from 773" in all_results(lambda preflight: None)["gemm-speed"].message
 

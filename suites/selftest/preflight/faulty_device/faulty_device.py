@@ -10,7 +10,10 @@ RANK = int(os.environ.get("RANK", "0"))
 FAULTS = set(filter(None, os.environ.get("FAULTS", "").split(",")))
 # More than a busy machine makes a process slower than its neighbour.
 TIMES_SLOWER = 20
+# What any link of the simulated device takes for a block of bytes; far more than the machine's own takes.
+LINK_SECONDS = 0.2
 AT_WORK = {"throttled-at-work", "slow-link-at-work"}
+TOLD = {"count-imports-torch", "no-model", "other-driver-on-node-1", "h200-by-name", "busy-on-node-1"}
 
 
 class FaultyDevice(CpuDevice):
@@ -25,18 +28,24 @@ class FaultyDevice(CpuDevice):
         identity = super().identity(index)
         if "no-model" in FAULTS:
             del identity["model"]
+        if "other-driver-on-node-1" in FAULTS:  # one process a node looks at devices
+            identity["driver"] = "580.2" if RANK == 1 else "580.1"
+        if "h200-by-name" in FAULTS:
+            identity["model"] = "NVIDIA H200"
         return identity
 
     def health(self, index):
-        health = {"throttle_thermal": "Not Active", "link_generation": "5", "link_generation_max": "5"}
-        if FAULTS.isdisjoint(AT_WORK):
+        health = {"throttle_thermal": "Not Active", "link_generation": "5", "link_generation_max": "5", "processes": ""}
+        if FAULTS.isdisjoint(AT_WORK | {"busy-on-node-1"}):
             return {}
+        if "busy-on-node-1" in FAULTS and RANK == 1:
+            health["processes"] = "4711"
         at_work = "torch" in sys.modules
         if "throttled-at-work" in FAULTS and at_work:
             health["throttle_thermal"] = "Active"
         if "slow-link-at-work" in FAULTS and at_work:
             health["link_generation"] = "3"
-        return {**health, "ecc_uncorrected": "0", "link_width": "16", "link_width_max": "16", "processes": ""}
+        return {**health, "ecc_uncorrected": "0", "link_width": "16", "link_width_max": "16"}
 
     def activate(self):
         super().activate()
@@ -104,6 +113,17 @@ def hang_in_rms_norm():
         return Hanging
 
     stand_in("apex.normalization.fused_layer_norm", "MixedFusedRMSNorm", change)
+
+
+def crash_in_scatter():
+    def change(real):
+        def crash(*args, **kwargs):
+            print("the driver is gone", flush=True)
+            os._exit(3)
+
+        return crash
+
+    stand_in("torch_scatter", "scatter", change)
 
 
 def clock_5_s_off_on_rank_1():
@@ -283,20 +303,59 @@ def slow_copies_on_rank_1():
         torch.Tensor.copy_ = copy_
 
 
-def slow_link_from_rank_1():
+def half_bandwidth_from_rank_1():
     import torch.distributed as dist
 
-    send, recv = dist.send, dist.recv
+    real = dist.send
 
-    def slow_send(tensor, dst, *args, **kwargs):
-        for _ in range(TIMES_SLOWER if RANK == 1 else 1):
-            send(tensor, dst, *args, **kwargs)
+    def send(tensor, *args, **kwargs):
+        if tensor.numel() > 1 << 20:
+            time.sleep(LINK_SECONDS * (1 + RANK))
+        return real(tensor, *args, **kwargs)
 
-    def slow_recv(tensor, src, *args, **kwargs):
-        for _ in range(TIMES_SLOWER if src == 1 else 1):
-            recv(tensor, src, *args, **kwargs)
+    dist.send = send
 
-    dist.send, dist.recv = slow_send, slow_recv
+
+def slow_large_sums():
+    import torch.distributed as dist
+
+    real = dist.all_reduce
+
+    def all_reduce(tensor, *args, **kwargs):
+        if tensor.numel() > 1 << 20:
+            time.sleep(0.5)
+        return real(tensor, *args, **kwargs)
+
+    dist.all_reduce = all_reduce
+
+
+def float64_in_float32():
+    import torch
+    import torch.distributed as dist
+
+    real = dist.all_reduce
+
+    def all_reduce(tensor, *args, group=None, **kwargs):
+        if group is None and tensor.dtype == torch.float64:
+            tensor.copy_(tensor.float())
+        return real(tensor, *args, group=group, **kwargs)
+
+    dist.all_reduce = all_reduce
+
+
+def half_of_the_memory():
+    import torch
+
+    real, held = torch.full, []
+
+    def full(size, value, *args, **kwargs):
+        if kwargs.get("dtype") == torch.uint8:
+            held.append(size)
+            if len(held) > 4:
+                raise RuntimeError("out of memory")
+        return real(size, value, *args, **kwargs)
+
+    torch.full = full
 
 
 INJECTIONS = {
@@ -307,6 +366,7 @@ INJECTIONS = {
         hang_in_rms_norm,
         hang_in_three_kernels_of_rank_1,
         crash_on_rank_1,
+        crash_in_scatter,
         clock_5_s_off_on_rank_1,
         nan_in_one_element,
         slow_products_on_rank_1,
@@ -325,9 +385,12 @@ INJECTIONS = {
         adamw_off,
         grad_norm_off,
         slow_copies_on_rank_1,
-        slow_link_from_rank_1,
+        half_bandwidth_from_rank_1,
+        slow_large_sums,
+        float64_in_float32,
+        half_of_the_memory,
     )
 }
-unknown = FAULTS - set(INJECTIONS) - AT_WORK - {"count-imports-torch", "no-model"}
+unknown = FAULTS - set(INJECTIONS) - AT_WORK - TOLD
 if unknown:
     sys.exit(f"unknown faults: {unknown}")
