@@ -20,6 +20,7 @@ from conformance.devices.cpu import CpuDevice
 from conformance.errors import ConformanceError, LaunchError
 from conformance.evidence import RunDirectory, create_run_directory, read_json
 from conformance.launch.launcher import Place
+from conformance.launch.team import open_store
 from conformance.launch.torchrun import free_port
 from conformance.preflight import meeting, node, session
 from conformance.preflight.driver import Measured, Ranks
@@ -231,7 +232,7 @@ def test_a_node_that_comes_in_time_is_waited_for_and_one_that_does_not_is_named_
         return met, first, second, met.absent("third", 30.0)
 
     told = [absent for _, *absent in meet(3, on_node)]
-    assert told == [[[], [2], [2]], [[], [2], [2]], [[], [0], [0]]]
+    assert told == [[[], [2], [2]], [[], [2], [2]], [[], [0, 1], [0, 1]]]
 
 
 def test_a_node_that_never_arrives_is_named():
@@ -239,6 +240,32 @@ def test_a_node_that_never_arrives_is_named():
     place = Place("torchrun", 2, 0, "127.0.0.1", free_port() - meeting.PORT)
     with pytest.raises(LaunchError, match=r"^Node 1 did not arrive within 1 s"):
         meeting.Meeting(place, 7, lambda line: None, 1.0)
+
+
+def arrive(port):
+    """Arrive as node 1 of two."""
+    meeting.Meeting(Place("torchrun", 2, 1, "127.0.0.1", port - meeting.PORT), 7, lambda line: None, 30.0)
+
+
+def test_a_node_that_still_looks_when_node_0_ends_says_so_and_not_that_it_did_not_arrive():
+    pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
+    port = free_port()
+    store = open_store("localhost", port, True, 30.0)
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(arrive, port)
+        store.get("start/1")
+        del store
+        with pytest.raises(LaunchError, match=r"^Node 0 ended while the nodes met\. Look there"):
+            late.result(60.0)
+
+
+def test_a_node_that_the_others_have_given_up_blames_none_of_them():
+    pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
+    port = free_port()
+    store = open_store("localhost", port, True, 30.0)
+    store.set("lost", "[1]")
+    with pytest.raises(LaunchError, match=r"^Node 1 arrived after the others had given up waiting for it\."):
+        arrive(port)
 
 
 def test_what_is_measured_together_is_not_begun_without_a_node_and_every_rank_says_so(tmp_path, monkeypatch):
