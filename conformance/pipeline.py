@@ -280,7 +280,7 @@ def _follow(request: Request, plan: Plan, source: Source, site: Site, place: Pla
     run, told, interrupted = follow(member, site.run_dir, site.reports, settings, display)
     findings = tuple(Finding(**{**one, "result": Result(one["result"])}) for one in told["findings"])
     judgement = Judgement(plan, findings, told["metrics"], Verdict(told["verdict"]))
-    ending = Ending(told["exit_code"], interrupted, 0)
+    ending = Ending(told["exit_code"], interrupted or told["interrupted"], 0)
     return Outcome(run, judgement, ending, told["report_id"], told["key_id"], told["self_issued"], told["host"])
 
 
@@ -291,6 +291,7 @@ def _published(judgement: Judgement, ending: Ending, report_id: str, key_id: str
         "metrics": judgement.metrics,
         "verdict": judgement.verdict,
         "exit_code": ending.exit_code,
+        "interrupted": ending.interrupted,
         "report_id": report_id,
         "key_id": key_id,
         "self_issued": self_issued,

@@ -392,7 +392,7 @@ def require(outcome: Outcome | ConformanceError, check: str) -> None:
         check: Id of the check.
     """
     if isinstance(outcome, ConformanceError):
-        if check == next(iter(load_checks())):  # said once, not once for every check
+        if check == "run-ended":  # said once, not once for every check
             pytest.fail(str(outcome), pytrace=False)
         pytest.skip("the run could not be made")
     found = [finding for finding in outcome.judgement.findings if finding.check == check]

@@ -92,7 +92,7 @@ class LiveProgress:
         Args:
             fault: The fault.
         """
-        self._console.print(f"{self._title}: {fault.message} {fault.next_step}")
+        self._console.print(f"{self._title}: {fault.message} {fault.next_step}", soft_wrap=True)
 
     def nodes(self, views: Mapping[int, NodeView]) -> None:
         """Show the state of the nodes; where there is no terminal, when it changes.
@@ -130,7 +130,7 @@ class LiveProgress:
         self._bar.update(self._task, total=self._total or None, completed=completed, figures=text)
         if due and not self._console.is_terminal:
             self._printed = time.monotonic()
-            self._console.print(f"{self._title}: {text}")
+            self._console.print(f"{self._title}: {text}", soft_wrap=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

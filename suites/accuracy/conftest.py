@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
     folder = option.reports / "rehearsal-corpus"
     try:
-        prepare([CORPUS / "corpus.jsonl"], rehearsal_tokenizer(), folder)
+        option.reports.mkdir(parents=True, exist_ok=True)
+        with folder.with_suffix(".lock").open("ab") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)  # the other nodes of a run may share the folder, and prepare it now
+            prepare([CORPUS / "corpus.jsonl"], rehearsal_tokenizer(), folder)
     except ConformanceError as error:
         raise pytest.UsageError(str(error)) from error
+    except OSError as error:
+        raise pytest.UsageError(f"{folder} cannot be made: {error.strerror}. Choose another --reports.") from error
     option.data = folder

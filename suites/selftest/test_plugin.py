@@ -78,6 +78,18 @@ def test_an_accuracy_run_that_cannot_begin_is_one_sentence(args, sentence, tmp_p
     assert not list((tmp_path).glob("run/logs/node0/*"))
 
 
+def test_nodes_that_share_a_folder_take_turns_to_prepare_the_rehearsals_corpus(tmp_path):
+    command = [sys.executable, "-m", "pytest", "suites/accuracy", "-m", "tiny", "--nodes", "2", "--device", "cpu"]
+    command += ["--reports", str(tmp_path)]
+    nodes = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]
+    said = [node.communicate(timeout=120)[0] for node in nodes]
+    assert all("needs to know which node this is" in each for each in said), said  # which is asked for afterwards
+    assert (tmp_path / "rehearsal-corpus" / "fingerprint.json").exists()
+
+
 def test_a_performance_run_is_not_resumed():
     result = suite("suites/perf", "-m", "tiny", "--resume", RESUMABLE)
     assert "tiny-perf writes no checkpoints to resume from" in result.stderr

@@ -107,6 +107,15 @@ def test_a_slow_rank_is_told_in_a_line_that_stays(plan):
         assert "tiny-perf: Rank 3 keeps the others waiting. Compare the hosts." in text
 
 
+def test_a_line_of_a_log_file_stays_one_line(plan):
+    def act(display):
+        display.step(Step(9, 2.5, 1234.5, 2.5))
+        display.nodes({0: UP} | {node: NodeView("a" * 40, 9.0, None, 1) for node in (1, 2, 3)})
+        display.notice(Fault("slow-rank", "Rank 3 keeps the others waiting. " * 9, "Compare.", 1, "hostB", 3, 7, 1.0))
+
+    assert len(shown(plan, False, act).splitlines()) == 3
+
+
 def test_the_floor_stands_beside_the_speed():
     plan = make_plan(load_workload("llama2-7b-perf"), Topology(4, 8))
     floor = find_floor(load_floors(), "llama2-7b-perf", "tgs", None)
