@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,24 +28,34 @@ def variables(rank, port):
     return {"PYTHONUNBUFFERED": "0"} | master | elastic | odd
 
 
-def start_pod(command, reports, rank, port):
+def start_pod(command, reports, rank, port, steps):
     mounted = [reports if part == "/reports" else part for part in json.loads(command)]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    fewer = {"PATH": path, "PYTEST_ADDOPTS": "--device cpu --set total_steps=2 -p no:cacheprovider"}
+    fewer = {"PATH": path, "PYTEST_ADDOPTS": f"--device cpu --set total_steps={steps} -p no:cacheprovider"}
     return subprocess.Popen(
         mounted, cwd=ROOT, env=os.environ | variables(rank, port) | fewer,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
-def test_two_pods_with_one_verdict(tmp_path, capsys):
+@pytest.fixture
+def start(tmp_path, capsys):
+    """Start two pods for so many steps."""
     if find_spec("internlm") is None:
         pytest.skip("InternEvo is not installed; `make test` installs it")
-    assert main(["launch-script", "kubernetes", "tiny-perf", "--nodes", "2", "--devices-per-node", "1"]) == 0
-    manifest, port = capsys.readouterr().out, _free_pair()
-    assert re.findall(r"^    (\w+):\n      replicas: (\d+)$", manifest, re.M) == [("Master", "1"), ("Worker", "1")]
-    commands = re.findall(r"^ +command: (\[.*\])$", manifest, re.M)  # a test of launch-script parses all of the YAML
-    nodes = [start_pod(one, str(tmp_path / str(rank)), rank, port) for rank, one in enumerate(commands)]
+
+    def pods(steps):
+        assert main(["launch-script", "kubernetes", "tiny-perf", "--nodes", "2", "--devices-per-node", "1"]) == 0
+        manifest, port = capsys.readouterr().out, _free_pair()
+        assert re.findall(r"^    (\w+):\n      replicas: (\d+)$", manifest, re.M) == [("Master", "1"), ("Worker", "1")]
+        commands = re.findall(r"^ +command: (\[.*\])$", manifest, re.M)  # a test of launch-script parses all the YAML
+        return [start_pod(one, str(tmp_path / str(rank)), rank, port, steps) for rank, one in enumerate(commands)]
+
+    return pods
+
+
+def test_two_pods_with_one_verdict(tmp_path, start):
+    nodes = start(2)
     said = [node.communicate(timeout=500)[0] for node in nodes]
     (run,) = (path.parent for path in (tmp_path / "0").glob("*/report.dsse.json"))
     assert (run / "logs/node1/rank1.log").stat().st_size > 0, said
@@ -62,3 +74,19 @@ def test_two_pods_with_one_verdict(tmp_path, capsys):
     assert "on node 0" in said[1]
     assert "FAIL run-environment" in said[0], said
     assert [node.returncode for node in nodes] == [0, 0]  # advice
+
+
+def test_ctrl_c_on_node_0_ends_the_other_in_the_same_way(tmp_path, start, left_over):
+    nodes = start(2000)
+    end = time.monotonic() + 300
+    while not any(" step=3 " in log.read_text() for log in (tmp_path / "0").glob("*/logs/node0/rank0.log")):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    nodes[0].send_signal(signal.SIGINT)
+    said = [node.communicate(timeout=120)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [pytest.ExitCode.INTERRUPTED] * 2, said
+    assert all("The run was interrupted" in each and "NOT_CONFORMANT" in each for each in said), said
+    assert not any("Traceback" in each for each in said), said
+    runs = [path for rank in "01" for path in (tmp_path / rank).glob("*-tiny-perf")]
+    assert len(runs) == 2
+    assert left_over(*runs) == []
