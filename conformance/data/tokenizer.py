@@ -29,7 +29,11 @@ WORD = re.compile(
 )
 # The same cuts in a text that is ASCII alone, as JSON mostly is, without looking ahead.
 ASCII_WORD = re.compile(r" *(?:[A-Za-z]+|[\x00-\x09\x0b-\x1f!-/:-@\[-`{-\x7f]+)|[0-9]{1,3}|\n| +")
-MIXED = re.compile(rf"[A-Za-z][^A-Za-z{BEYOND}]|[^A-Za-z{BEYOND}][A-Za-z]")
+# What no piece may hold, or words would merge: a digit beside anything, an ASCII letter beside another ASCII sign, a
+# space behind anything but spaces, a newline.
+MERGING = re.compile(
+    rf"[A-Za-z][^A-Za-z{BEYOND}]|[^A-Za-z{BEYOND}][A-Za-z]|[0-9].|.[0-9]|[^{SPACE}]{SPACE}|[ \n]", re.DOTALL
+)
 # A newline is in no piece, so nothing merges with it: it parts words that are encoded together, the first one from the
 # space in front of every text.
 GUARD = "\n"
@@ -37,10 +41,8 @@ GUARD = "\n"
 CACHED_WORDS = 2**18
 # Longer words hardly come twice.
 CACHED_CHARS = 32
-# Of sentencepiece_model.proto: ModelProto, ModelProto.SentencePiece, TrainerSpec, NormalizerSpec.
-PIECES, TRAINER, NORMALIZER = 1, 2, 3
-PIECE, PIECE_TYPE = 1, 3
-NORMAL, USER_DEFINED, UNUSED = 1, 4, 5
+# Of sentencepiece_model.proto: ModelProto, TrainerSpec, NormalizerSpec.
+TRAINER, NORMALIZER = 2, 3
 MODEL_TYPE, WHITESPACE_AS_SUFFIX, BYTE_FALLBACK = 3, 24, 35
 CHARSMAP, DUMMY_PREFIX, REMOVE_SPACES, ESCAPE_SPACES = 2, 3, 4, 5
 BPE = 2
@@ -111,7 +113,7 @@ def line_encoder(processor: SentencePieceProcessor) -> Encode:
         A function from a text without lone surrogates to ``{"tokens": [BOS, ..., EOS]}`` and a newline.
     """
     ids = whole_encoder(processor)
-    if borders_are_free(processor.serialized_model_proto()):
+    if borders_are_free(processor):
         ids = word_encoder(ids)
     begin, end = processor.bos_id(), processor.eos_id()
     head, tail, empty = b'{"tokens": [%d, ' % begin, b", %d]}\n" % end, b'{"tokens": [%d, %d]}\n' % (begin, end)
@@ -171,30 +173,22 @@ def word_encoder(whole: Encode) -> Encode:
     return encode
 
 
-def borders_are_free(model: bytes) -> bool:
+def borders_are_free(processor: SentencePieceProcessor) -> bool:
     """Tell whether a text may be cut as WORD cuts it without changing its ids.
 
     Args:
-        model: A serialised ModelProto (sentencepiece_model.proto).
+        processor: A loaded tokenizer.
 
     Returns:
         True for byte-pair encoding with bytes for unknown signs and a space in front, without other normalisation,
         whose pieces hold spaces only in front, no newline, no digit beside anything, and no ASCII letter beside another
         ASCII sign.
     """
-    trainer: dict[int, int | bytes] = {}
-    normalizer: dict[int, int | bytes] = {}
-    pieces: list[str] = []
-    for number, value in _fields(model):
-        if number not in (PIECES, TRAINER, NORMALIZER) or not isinstance(value, bytes):
-            continue
-        fields = dict(_fields(value))
-        if number == TRAINER:
-            trainer = fields
-        elif number == NORMALIZER:
-            normalizer = fields
-        elif fields.get(PIECE_TYPE, NORMAL) in (NORMAL, USER_DEFINED, UNUSED):
-            pieces.append(bytes(fields[PIECE]).decode())
+    messages = dict(_fields(processor.serialized_model_proto()))
+    trainer, normalizer = (dict(_fields(bytes(messages.get(number, b"")))) for number in (TRAINER, NORMALIZER))
+    every = list(range(processor.get_piece_size()))
+    signs = zip(processor.is_unknown(every), processor.is_control(every), processor.is_byte(every), strict=True)
+    pieces = [piece for piece, sign in zip(processor.id_to_piece(every), signs, strict=True) if not any(sign)]
     return (
         trainer.get(MODEL_TYPE) == BPE
         and trainer.get(BYTE_FALLBACK) == 1
@@ -204,15 +198,8 @@ def borders_are_free(model: bytes) -> bool:
         and normalizer.get(DUMMY_PREFIX, 1) == 1
         and normalizer.get(REMOVE_SPACES, 1) == 0
         and normalizer.get(ESCAPE_SPACES, 1) == 1
-        and all(_keeps_to_borders(piece) for piece in pieces)
+        and not any(map(MERGING.search, pieces))
     )
-
-
-def _keeps_to_borders(piece: str) -> bool:
-    word = piece.lstrip(SPACE)
-    if SPACE in word or " " in word or GUARD in word or MIXED.search(word):
-        return False
-    return len(piece) == 1 or not any(digit in piece for digit in "0123456789")
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
