@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,10 @@ BEYOND = "\x80-\U0010ffff"
 WORD = re.compile(
     rf" *[A-Za-z]+(?![A-Za-z{BEYOND}])| *[^ A-Za-z0-9\n{BEYOND}]+(?![^ A-Za-z0-9\n])|[0-9]{{1,3}}|\n| *[^ 0-9\n]+| +"
 )
-# The same cuts in a text that is ASCII alone, as JSON mostly is, without looking ahead.
-ASCII_WORD = re.compile(r" *(?:[A-Za-z]+|[\x00-\x09\x0b-\x1f!-/:-@\[-`{-\x7f]+)|[0-9]{1,3}|\n| +")
+# The same cuts in a text that is ASCII alone, as JSON mostly is, without looking ahead; what comes most often is tried
+# first.
+SIGN = r"[\x00-\x09\x0b-\x1f!-/:-@\[-`{-\x7f]"
+ASCII_WORD = re.compile(rf"[A-Za-z]+| [A-Za-z]+|{SIGN}+| +(?:[A-Za-z]+|{SIGN}*)|[0-9]{{1,3}}|\n")
 # What no piece may hold, or words would merge: a digit beside anything, an ASCII letter beside another ASCII sign, a
 # space behind anything but spaces, a newline.
 MERGING = re.compile(
@@ -37,8 +40,10 @@ MERGING = re.compile(
 # A newline is in no piece, so nothing merges with it: it parts words that are encoded together, the first one from the
 # space in front of every text.
 GUARD = "\n"
-# A word and its ids take about 250 bytes: a full cache has about 64 MiB.
-CACHED_WORDS = 2**18
+# No text is cut into these: in the cache they stand for what a line begins and ends with.
+BEGIN, END = "", GUARD + GUARD
+# A word and its ids take about 250 bytes: a full cache has about 128 MiB.
+CACHED_WORDS = 2**19
 # Longer words hardly come twice.
 CACHED_CHARS = 32
 # Of sentencepiece_model.proto: ModelProto, TrainerSpec, NormalizerSpec.
@@ -112,22 +117,15 @@ def line_encoder(processor: SentencePieceProcessor) -> Encode:
     Returns:
         A function from a text without lone surrogates to ``{"tokens": [BOS, ..., EOS]}`` and a newline.
     """
-    ids = whole_encoder(processor)
+    whole = whole_encoder(processor)
+    head, tail = b'{"tokens": [%d,' % processor.bos_id(), b" %d]}\n" % processor.eos_id()
     if borders_are_free(processor):
-        ids = word_encoder(ids)
-    begin, end = processor.bos_id(), processor.eos_id()
-    head, tail, empty = b'{"tokens": [%d, ' % begin, b", %d]}\n" % end, b'{"tokens": [%d, %d]}\n' % (begin, end)
-
-    def encode(text: str) -> bytes:
-        # A text may have no ids at all, and not only the empty one: a tokenizer may drop spaces.
-        body = ids(text) if text else b""
-        return head + body + tail if body else empty
-
-    return encode
+        return word_encoder(whole, head, tail)
+    return lambda text: head + whole(text) + tail
 
 
 def whole_encoder(processor: SentencePieceProcessor) -> Encode:
-    """Make the plain way from a text to its ids, ``1, 2, 3``; right with every model.
+    """Make the plain way from a text to its ids, `` 1, 2, 3,``; right with every model.
 
     Args:
         processor: A loaded tokenizer.
@@ -135,40 +133,40 @@ def whole_encoder(processor: SentencePieceProcessor) -> Encode:
     Returns:
         The function.
     """
-    written = [b"%d" % number for number in range(processor.get_piece_size())]
-    return lambda text: b", ".join(map(written.__getitem__, processor.encode(text)))
+    written = [b" %d," % number for number in range(processor.get_piece_size())]
+    return lambda text: b"".join(map(written.__getitem__, processor.encode(text)))
 
 
-def word_encoder(whole: Encode) -> Encode:
-    """Make the fast way from a text to its ids, for models whose borders are free.
+def word_encoder(whole: Encode, head: bytes, tail: bytes) -> Encode:
+    """Make the fast way from a text to its line, for models whose borders are free.
 
     Args:
-        whole: The plain way.
+        whole: The plain way to the ids.
+        head: What a line begins with.
+        tail: What a line ends with.
 
     Returns:
-        The function; its texts are not empty.
+        The function.
     """
-    alone = whole(GUARD)
-    guard = alone.rpartition(b", ")[2]
-    front, between = len(alone) + len(b", "), b", %s, " % guard
-    words: dict[str, bytes] = {}
+    guard = b" " + whole(GUARD).rpartition(b" ")[2]
+    fixed = {BEGIN: head, GUARD: guard, END: tail}
+    words = fixed.copy()
 
     def encode(text: str) -> bytes:
-        # sentencepiece begins every text with a space, and its own sign for a space is one.
-        found = (ASCII_WORD if text.isascii() else WORD).findall(" " + text.replace(SPACE, " "))
-        words[GUARD] = guard
+        # sentencepiece begins every text with a space, the empty one excepted, and its own sign for a space is one.
+        found = (ASCII_WORD if text.isascii() else WORD).findall(" " + text.replace(SPACE, " ")) if text else []
         new = set(found).difference(words)
         if new:
             # One call for all of them: most of the time for a word alone is the call's.
-            ids = whole(GUARD + GUARD.join(new))[front:]
-            words.update(zip(new, ids.split(between), strict=True))
-        body = b", ".join(map(words.__getitem__, found))
+            words.update(zip(new, whole(GUARD + GUARD.join(new)).split(guard)[1:], strict=True))
+        line = b"".join(itemgetter(BEGIN, *found, END)(words))
         for word in new:
             if len(word) > CACHED_CHARS:
                 del words[word]
         if len(words) > CACHED_WORDS:
             words.clear()
-        return body
+            words.update(fixed)
+        return line
 
     return encode
 
