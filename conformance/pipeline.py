@@ -32,8 +32,8 @@ from conformance.launch.advice import memory_advice
 from conformance.launch.detect import Detector, Limits, limits_for
 from conformance.launch.follow import TOKEN, follow
 from conformance.launch.launcher import Place, agent_commands, agents, find_place
-from conformance.launch.node import Launch
-from conformance.launch.supervise import Display, Ending, reserve, supervise
+from conformance.launch.node import Launch, signals_raise
+from conformance.launch.supervise import Display, Ending, Interrupted, reserve, supervise
 from conformance.launch.team import Host, Member
 from conformance.plan import Plan
 from conformance.redaction import redact_run, redact_segment
@@ -144,7 +144,7 @@ def run_workload(request: Request, site: Site, watch: Callable[[Plan], Display])
             curve=reference_of(plan, run),
             interrupt_at=plan.workload.interrupt_at if site.resume is None else None,
         )
-        with agents(place, run) as agents_failed:
+        with signals_raise(Interrupted), agents(place, run) as agents_failed:
             team = _gather(request, plan, source, site, place, run, agents_failed, display)
             ending = _train(request, plan, patched, site, place, run, team, display)
             judgement = judge(RunDirectory(run))

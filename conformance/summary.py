@@ -41,7 +41,8 @@ def summary(outcome: Outcome) -> RenderableType:
         Text.assemble((judgement.verdict.value, style), f": {verdict_meaning(judgement.verdict)}."),
         Text(
             f"{plan.model.num_layers} layers of {plan.model.hidden_size}, {plan.parameters:,} parameters; "
-            f"{plan.cards} devices: dp {plan.data_parallel} x tp {plan.tensor} x pp {plan.pipeline}; "
+            f"{plan.cards} device{'s' * (plan.cards > 1)}: "
+            f"dp {plan.data_parallel} x tp {plan.tensor} x pp {plan.pipeline}; "
             f"global batch {plan.global_batch_size} x {plan.model.seq_len} tokens.",
             style="dim",
         ),

@@ -125,8 +125,8 @@ class Fault:
     """One thing that went wrong, named.
 
     Args:
-        kind: rank-died, exception, out-of-memory, nan-loss, stall, lost-node, node-ended or full-disk; or slow-rank,
-            which is told and ends nothing.
+        kind: rank-died, exception, out-of-memory, nan-loss, stall, lost-node, node-ended or full-disk; or slow-rank and
+            interrupted, which are shown and no fault of the run.
         message: One sentence: what, where, after which step.
         next_step: What to do about it.
         node: Index of the node; None where it concerns them all.
@@ -451,6 +451,20 @@ class Detector:
                 told = f"{text}: {error}" if error else text
                 return self._fault("node-ended", told, f"See {log}.", now, node, view.host)
         return None
+
+    def told_to_end(self, now: float, by: str) -> Fault:
+        """What to show when a run is ended because somebody asked for it; no fault of the run.
+
+        Args:
+            now: Clock reading, in seconds.
+            by: Name of the signal; empty where a rehearsal ends an attempt on purpose.
+
+        Returns:
+            What to show.
+        """
+        text = f"The run was told to end by {by}" if by else "The rehearsal ends this attempt on purpose"
+        step = "It is ended on every node, judged and signed as interrupted; a further signal changes nothing."
+        return self._fault("interrupted", text, step, now)
 
     def disk_full(self, now: float, host: str) -> Fault:
         """The fault of a disk on which nothing could be written any more.

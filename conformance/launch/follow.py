@@ -19,7 +19,7 @@ from conformance.errors import ConformanceError, EvidenceError
 from conformance.internevo.worker import Settings
 from conformance.launch import telemetry, torchrun
 from conformance.launch.detect import Step
-from conformance.launch.node import Launch, Node, signals_raise
+from conformance.launch.node import Launch, Node, signals_ignored, signals_raise
 from conformance.launch.supervise import POLL_SECONDS, Display, Interrupted
 from conformance.launch.team import RUN, STOP_WITH_STACKS, Member
 
@@ -67,9 +67,10 @@ def follow(
     )
     member.begin(None if shared else run)
     launch = Launch(command, torchrun.environment(run, member.node), run, member.node)
-    with telemetry.sampled(job["settings"]["device"], run, member.node):
-        interrupted = _train(member, launch, display)
-    return run, member.finish(), interrupted
+    with signals_raise(Interrupted):
+        with telemetry.sampled(job["settings"]["device"], run, member.node):
+            interrupted = _train(member, launch, display)
+        return run, member.finish(), interrupted
 
 
 def _train(member: Member, launch: Launch, display: Display | None) -> bool:
@@ -77,19 +78,19 @@ def _train(member: Member, launch: Launch, display: Display | None) -> bool:
     node: Node | None = None
     interrupted, lost = False, False
     shown: Step | None = None
-    with signals_raise(Interrupted):
-        try:
-            node = Node(launch)
-            while node.exit_code is None and member.order == RUN and not lost:
-                member.tell(node.view())
-                if display and member.step not in (None, shown):
-                    shown = member.step
-                    display.step(shown)
-                time.sleep(POLL_SECONDS)
-                lost = member.silent_seconds > member.lost_seconds
-        except Interrupted:
-            interrupted = True
-        finally:
+    try:
+        node = Node(launch)
+        while node.exit_code is None and member.order == RUN and not lost:
+            member.tell(node.view())
+            if display and member.step not in (None, shown):
+                shown = member.step
+                display.step(shown)
+            time.sleep(POLL_SECONDS)
+            lost = member.silent_seconds > member.lost_seconds
+    except Interrupted:
+        interrupted = True
+    finally:
+        with signals_ignored():
             if node:
                 # Before its ranks end: those that lose them are not to be taken for the cause.
                 member.tell(replace(node.view(), interrupted=interrupted))

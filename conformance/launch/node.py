@@ -145,25 +145,40 @@ class Node:
         return self._workers
 
 
+# Ctrl-C, a scheduler's preemption, a closed terminal.
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 @contextlib.contextmanager
 def signals_raise(error: type[BaseException]) -> Iterator[None]:
-    """Raise an exception in place of SIGINT, SIGTERM and SIGHUP, once.
+    """Raise an exception in place of the first SIGINT, SIGTERM or SIGHUP; those after it are ignored meanwhile.
 
     Args:
-        error: What to raise.
+        error: What to raise, with the signal's name.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
-        # A second signal must not break the clean-up that the first one started.
+        # A second signal must not break what the first one started.
         for each in before:
             signal.signal(each, signal.SIG_IGN)
-        raise error
+        raise error(signal.Signals(number).name)
 
     # nohup's choice to ignore SIGHUP stands.
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    numbers = [number for number in _ENDING_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.getsignal(number) for number in numbers}
     for number in numbers:
         signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def signals_ignored() -> Iterator[None]:
+    """Let no SIGINT, SIGTERM or SIGHUP break what is done meanwhile."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDING_SIGNALS}
     try:
         yield
     finally:

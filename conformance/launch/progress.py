@@ -65,7 +65,7 @@ class LiveProgress:
         self._target = "" if target is None else f" (target {target:g})"
         floor = find_floor(load_floors(), plan.workload.name, "tgs", None)
         self._floor = "" if floor is None else f" (floor {floor.value:,.0f})"
-        self._starting = f"{plan.cards} ranks starting: imports, data, model"
+        self._starting = f"{plan.cards} rank{'s' * (plan.cards > 1)} starting: imports, data, model"
         self._show(self._starting, 0)
         return self
 
@@ -87,7 +87,7 @@ class LiveProgress:
             self._show(text, None, self._is_due())
 
     def notice(self, fault: Fault) -> None:
-        """Show what went wrong without ending the run, in a line that stays.
+        """Show at once what goes wrong, or why the run is being ended, in a line that stays.
 
         Args:
             fault: The fault.

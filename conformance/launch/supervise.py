@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from conformance.launch.detect import Detector, Fault, NodeView, Step
-from conformance.launch.node import Launch, LogReader, Node, signals_raise
+from conformance.launch.node import Launch, LogReader, Node, signals_ignored
 
 POLL_SECONDS = 0.5
 # Held free for the end of a run: a disk that others fill in a second leaves no time to end it before it is full.
@@ -39,8 +39,8 @@ class Ending:
     notices: tuple[Fault, ...] = ()
 
 
-class Interrupted(BaseException):
-    """A signal asked for the end."""
+class Interrupted(KeyboardInterrupt):
+    """A signal, which it names, asked for the end; what lets it through ends as after Ctrl-C."""
 
 
 class Display(Protocol):
@@ -56,7 +56,7 @@ class Display(Protocol):
         """Show a step."""
 
     def notice(self, fault: Fault) -> None:
-        """Show what went wrong without ending the run."""
+        """Show at once what goes wrong, or why the run is being ended."""
 
 
 class Team(Protocol):
@@ -99,7 +99,7 @@ def supervise(
         team: The other nodes.
 
     Returns:
-        How it ended. SIGINT, SIGTERM and SIGHUP end the run cleanly and are told by ``interrupted``.
+        How it ended. :class:`Interrupted` ends the run cleanly and is told by ``interrupted``.
 
     Raises:
         LaunchError: torchrun could not be started.
@@ -110,34 +110,37 @@ def supervise(
     fault: Fault | None = None
     notices: list[Fault] = []
     views: dict[int, NodeView] = {}
-    with signals_raise(Interrupted):
-        try:
-            node = Node(launch) if launch else None
-            while True:
-                # Nodes first, logs after: what a node wrote before it ended is read before it counts as ended.
-                views = dict(team.views()) if team else {}
-                if launch and node:
-                    views[launch.node_rank] = node.view()
-                steps = _read(reader, detector)
-                for step in steps:
-                    display.step(step)
-                if team and steps:
-                    team.step(steps[-1])
-                display.nodes(views)
-                for notice in detector.slow(time.monotonic(), views):
-                    notices.append(notice)
-                    display.notice(notice)
-                fault = detector.look(time.monotonic(), views)
-                if fault is not None or all(view.exit_code is not None for view in views.values()):
-                    break
-                time.sleep(POLL_SECONDS)
-        except Interrupted:
-            interrupted = True
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            fault = detector.disk_full(time.monotonic(), socket.gethostname())
-        finally:
+    try:
+        node = Node(launch) if launch else None
+        while True:
+            # Nodes first, logs after: what a node wrote before it ended is read before it counts as ended.
+            views = dict(team.views()) if team else {}
+            if launch and node:
+                views[launch.node_rank] = node.view()
+            steps = _read(reader, detector)
+            for step in steps:
+                display.step(step)
+            if team and steps:
+                team.step(steps[-1])
+            display.nodes(views)
+            for notice in detector.slow(time.monotonic(), views):
+                notices.append(notice)
+                display.notice(notice)
+            fault = detector.look(time.monotonic(), views)
+            if fault is not None or all(view.exit_code is not None for view in views.values()):
+                break
+            time.sleep(POLL_SECONDS)
+        if fault is not None:
+            display.notice(fault)
+    except Interrupted as told:
+        interrupted = fault is None
+        display.notice(detector.told_to_end(time.monotonic(), str(told)))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        fault = detector.disk_full(time.monotonic(), socket.gethostname())
+    finally:
+        with signals_ignored():
             (run / RESERVE).unlink(missing_ok=True)
             hung = fault is not None and fault.kind in ("stall", "lost-node")
             left_over = _end(node, team, hung)

@@ -103,7 +103,7 @@ def test_a_closed_terminal_ends_the_run_in_order(command, tmp_path, left_over, t
     finally:
         suite.kill()
     table.append(("the terminal closed (SIGHUP)", time.monotonic() - begun, "the report: interrupted [to the end]"))
-    assert b"1 ranks starting" in b"".join(shown)
+    assert b"1 rank starting" in b"".join(shown)
     assert json.loads((run / "environment/run.json").read_text())["outcome"] == "interrupted"
     assert (run / "report.dsse.json").exists()
     assert left_over(run) + speaks_of(run) == []

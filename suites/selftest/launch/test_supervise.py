@@ -13,8 +13,8 @@ import pytest
 
 from conformance.errors import LaunchError
 from conformance.launch.detect import Detector, Limits, Step
-from conformance.launch.node import Launch, LogReader, _waits
-from conformance.launch.supervise import supervise
+from conformance.launch.node import Launch, LogReader, _waits, signals_raise
+from conformance.launch.supervise import Interrupted, supervise
 from conformance.launch.torchrun import differing, environment, recorded, require_free_port
 
 LINE = (
@@ -51,7 +51,8 @@ def python(program):
 def watch(run, display):
     def start(program, limits=LIMITS, total_steps=100):
         detector = Detector(1, total_steps, limits, time.monotonic())
-        return supervise(run, Launch(python(program), environment(run), run, 0), detector, display)
+        with signals_raise(Interrupted):
+            return supervise(run, Launch(python(program), environment(run), run, 0), detector, display)
 
     return start
 
@@ -93,7 +94,7 @@ def test_what_is_read_is_read_once(run):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_the_run_and_its_grandchildren(run, number, watch, left_over):
+def test_a_signal_ends_the_run_and_its_grandchildren(run, number, watch, display, left_over):
     # Grandchildren in sessions of their own, deaf to SIGTERM, as a hung rank is: only the mark finds them.
     program = """
         import subprocess, sys, time
@@ -115,8 +116,37 @@ def test_a_signal_ends_the_run_and_its_grandchildren(run, number, watch, left_ov
     ending = watch(program)
     assert ending.interrupted
     assert ending.left_over == 2
+    assert ending.fault is None
+    (said,) = display.notices  # at once: ending it takes a while
+    assert said.message == f"The run was told to end by {number.name}; before the first step."
     assert left_over(run) == []
     assert signal.getsignal(number) is before
+
+
+def test_no_further_signal_breaks_what_the_first_one_began():
+    with pytest.raises(Interrupted, match="SIGTERM"), signals_raise(Interrupted):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                os.kill(os.getpid(), number)  # the report is being written
+
+
+def test_ctrl_c_does_not_break_the_end_of_a_run_that_a_fault_ended(run, watch, display, left_over):
+    deaf = "import signal; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
+    program = rank_program(run, 3, f"{deaf}").replace("raise SystemExit(child.wait())", "import signal, time; " + deaf)
+
+    def interrupt():
+        while not display.notices:  # the fault is told, and the run is being ended: 10 s for who is deaf to SIGTERM
+            time.sleep(0.05)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    ending = watch(program, STALL)
+    assert (ending.fault.kind, ending.interrupted) == ("stall", False)
+    assert [one.kind for one in display.notices] == ["stall"]
+    assert left_over(run) == []
 
 
 def test_a_hung_rank_is_ended_within_the_limit_with_its_stack(run, watch, left_over):
