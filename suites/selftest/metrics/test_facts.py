@@ -46,6 +46,15 @@ def test_the_benchmarks_sample_line_alone():
     assert (found.tokens_per_step, found.global_batch_size) == (524288, 128)
     assert (found.micro_bsz, found.micro_num, found.data_parallel, found.cards) == (1, 4, 32, 32)
     assert "only this one can have written the lines" in found.sources["cards"]
+    why = found.published_layout.contradicted_by
+    assert "beside a fwd_bwd_time of 4.13 s" in why
+    assert "12 samples of at most 2672 tokens, no fewer than 2 of them in each, cannot fill 4 micro batches of" in why
+
+
+def test_a_pass_whose_time_was_rounded_beyond_the_steps_still_fits_into_the_step():
+    """524288 tokens on 32 cards at 3345.72 take 4.897 s."""
+    assert facts(SAMPLE.replace(b"fwd_bwd_time=4.13", b"fwd_bwd_time=4.90")).cards == 32
+    assert facts(SAMPLE.replace(b"fwd_bwd_time=4.13", b"fwd_bwd_time=4.91")).cards is None
 
 
 @pytest.mark.parametrize("cards", [1, 2, 8, 16, 32])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from conformance.metrics.preflight import by_device, figures
+from conformance.metrics.preflight import by_device, devices, figures
 
 RECORDS = [
     {"kind": "process", "host": "n1", "local_rank": 0},
@@ -49,3 +49,11 @@ def test_links_are_told_by_sender_and_bandwidth_as_rank_0_saw_it():
 
 def test_nothing_measured_gives_no_figure():
     assert figures({}) == {"by_device": [], "bus": [], "links": []}
+
+
+def test_each_device_is_told_with_its_host_if_it_tells_vendor_and_model():
+    device = {"kind": "identity", "vendor": "NVIDIA", "model": "H200", "memory": 141}
+    records = [device, {"kind": "identity", "vendor": "NVIDIA"}, {"kind": "host", "host": "n1"}]
+    told = {"plugin": "nvidia", "vendor": "NVIDIA", "model": "H200", "memory": "141"}
+    found = devices({"host": [{"records": records}, {"records": [device]}]}, "nvidia")
+    assert found == [{"host": "n1", **told}, {"host": "", **told}]
