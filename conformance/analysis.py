@@ -8,14 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, BinaryIO
 
-import pandas as pd
-
 from conformance.checks import completion, consistency, timing
 from conformance.checks import loss as loss_checks
 from conformance.checks import throughput as throughput_checks
 from conformance.checks.finding import Finding
 from conformance.checks.subject import Subject
-from conformance.internevo.log import Event, LineCounts, RunLog, parse_log
+from conformance.internevo.log import Event, LineCounts, RunLog, Steps, parse_log
 from conformance.internevo.log.records import CHECKPOINT_SAVED, EXCEPTION, KILLED, OVERFLOW
 from conformance.metrics.facts import Facts, gather, updates_at
 from conformance.metrics.loss import Loss, loss_of
@@ -91,7 +89,7 @@ class RunAnalysis:
     """
 
     segments: tuple[RunLog, ...]
-    steps: pd.DataFrame
+    steps: Steps
     facts: Facts
     outcome: str
     complete: bool | None
@@ -114,8 +112,8 @@ class RunAnalysis:
             "outcome": self.outcome,
             "complete": self.complete,
             "steps_logged": len(self.steps),
-            "first_step": int(numbers.iloc[0]) if len(numbers) else None,
-            "last_step": int(numbers.iloc[-1]) if len(numbers) else None,
+            "first_step": int(numbers[0]) if len(numbers) else None,
+            "last_step": int(numbers[-1]) if len(numbers) else None,
             "total_steps": facts.total_steps,
             "segments": len(self.segments),
             "cards": facts.cards,
@@ -288,7 +286,7 @@ def _analyze(
     skipped = _skipped_at_end(last)
     at_target = outcome == "stopped" and not (last.exceptions or skipped) and _held_long_enough(steps, target)
     complete = at_target or complete
-    last_step = int(steps["step"].iloc[-1]) if len(steps) else None
+    last_step = int(steps["step"][-1]) if len(steps) else None
     fatal = (*last.exceptions, *others)
     findings = [completion.completed(outcome, len(steps), last_step, facts.total_steps, fatal, at_target, skipped)]
     findings += consistency.check_consistency(subject)
@@ -345,11 +343,11 @@ def _judge_figures(
 
 
 def _outcome(
-    last: RunLog, steps: pd.DataFrame, total_steps: int | None, exceptions: Sequence[Event]
+    last: RunLog, steps: Steps, total_steps: int | None, exceptions: Sequence[Event]
 ) -> tuple[str, bool | None]:
     """How the last segment ended, and whether it was complete."""
     # A step whose update was skipped leaves no line: the last one must have made its update.
-    reached = None if total_steps is None else len(steps) > 0 and int(steps["step"].iloc[-1]) + 1 >= total_steps
+    reached = None if total_steps is None else len(steps) > 0 and int(steps["step"][-1]) + 1 >= total_steps
     # After its last step a process may still fail to close a connection; what train.py caught has stopped the training.
     fatal = [event for event in exceptions if event.raised_by_train or not reached]
     if fatal:
@@ -367,24 +365,24 @@ def _outcome(
     return ("unknown", None) if reached is None else ("truncated", False)
 
 
-def _held_long_enough(steps: pd.DataFrame, target: float | None) -> bool:
+def _held_long_enough(steps: Steps, target: float | None) -> bool:
     """Whether the loss was below the target for so long that a run may stop."""
-    series = [steps[name].to_numpy() for name in ("loss", "loss_from_metric") if name in steps]
+    series = [steps[name] for name in ("loss", "loss_from_metric") if name in steps]
     return target is not None and held(target, *series)
 
 
 def _skipped_at_end(last: RunLog) -> int:
     """Steps after the last line whose update was skipped for an infinite or undefined gradient."""
-    line = last.steps["line"].iloc[-1] if len(last.steps) else 0
+    line = last.steps["line"][-1] if len(last.steps) else 0
     return sum(event.kind == OVERFLOW and event.line > line for event in last.events)
 
 
 def _was_stopped(log: RunLog) -> bool:
     """Whether the log ends with the checkpoint that InternEvo saves when it is told to stop."""
     saved = [event for event in log.events if event.kind == CHECKPOINT_SAVED]
-    if not saved or log.steps.empty:
+    if not saved or not len(log.steps):
         return False
-    return bool(saved[-1].line > log.steps["line"].iloc[-1] and saved[-1].value == updates_at(log.steps)[-1])
+    return bool(saved[-1].line > log.steps["line"][-1] and saved[-1].value == updates_at(log.steps)[-1])
 
 
 def _speed_json(speed: Throughput | None) -> dict[str, Any] | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from conformance import evidence, journal, strictjson
 from conformance.analysis import Limits, RunAnalysis, analyze_logs, plain
@@ -22,7 +22,7 @@ from conformance.checks import supervision
 from conformance.checks.finding import Finding, Result, Verdict, verdict
 from conformance.errors import ConformanceError, EvidenceError
 from conformance.evidence import Evidence, KeptPreflight, Request, device_identity, request_from_json
-from conformance.internevo.log import RunLog, parse_log
+from conformance.internevo.log import RunLog, Steps, parse_log
 from conformance.metrics.curve import Comparison, Matrix, compare
 from conformance.metrics.drawn import DrawnSteps
 from conformance.metrics.preflight import by_device, ceiling, devices, figures
@@ -103,7 +103,7 @@ def judge(files: Evidence) -> Judgement:
     findings = _without_a_log(files, plan, config, attempts)
     metrics: dict[str, Any] = {}
     steps: Sequence[Mapping[str, float]] = ()
-    losses: list[float] = []
+    losses = array("d")  # a long run's list would take as much memory as its figures
     series = ""
     origin = origin_of(plan, attempts[0].record, attempts[0].ranks)
     try:
@@ -123,7 +123,7 @@ def judge(files: Evidence) -> Judgement:
         findings.append(curve_checks.agrees(comparison, why_not))
         metrics["curve"] = None if comparison is None else plain(asdict(comparison))
         first_losses = losses_of(analysed.steps)
-        losses = [] if first_losses is None else first_losses.tolist()
+        losses.extend([] if first_losses is None else first_losses)
         steps = DrawnSteps(analysed.steps, np.array(losses))
         series = series_digest(analysed.steps)
         del metrics["findings"]  # they stand beside the metrics, with those of the other checks
@@ -356,24 +356,20 @@ def _judge_data(
     if data is None:
         return findings, None
     steps = analysed.steps
-    types = {
-        str(name).removeprefix("tokens/")
-        for name in steps
-        if str(name).startswith("tokens/") and (steps[name].fillna(0) > 0).any()
-    }
+    types = {name.removeprefix("tokens/") for name in steps if name.startswith("tokens/") and (steps[name] > 0).any()}
     heads = [run.head for each in made for runs in each.logs.values() for run in runs if len(run.steps)]
     findings += [
         data_checks.pinned(plan, data, plan.workload.data_digest),
         data_checks.loaded(plan, data, heads, types),
     ]
     # A step whose update is skipped has no line, and has consumed its tokens all the same.
-    consumed = (int(steps["step"].iloc[-1]) + 1) * plan.tokens_per_step
+    consumed = (int(steps["step"][-1]) + 1) * plan.tokens_per_step
     told = {"digest": data.digest, "tokens": data.tokens, "documents": data.documents, "mode": data.mode}
     return findings, {**told, "consumed_tokens": consumed, "passes": consumed / data.tokens}
 
 
 def compare_with_curve(
-    plan: Plan, data: Mapping[str, Any] | None, steps: pd.DataFrame, origin: str
+    plan: Plan, data: Mapping[str, Any] | None, steps: Steps, origin: str
 ) -> tuple[Comparison | None, str]:
     """Compare a run with the reference curve of its plan.
 
@@ -438,7 +434,7 @@ def origin_of(plan: Plan, record: Mapping[str, Any], ranks: Mapping[int, Mapping
     return f"InternEvo {version}, {generator}, {divided}, {plan.micro_num} x {plan.micro_bsz} sequences"
 
 
-def losses_of(steps: pd.DataFrame) -> Matrix | None:
+def losses_of(steps: Steps) -> Matrix | None:
     """The loss of a run as a curve holds it.
 
     Args:
@@ -448,12 +444,12 @@ def losses_of(steps: pd.DataFrame) -> Matrix | None:
         Loss over all data-parallel ranks by step from 0, as far as no step is missing; None where step 0 is.
     """
     name = "loss_from_metric" if "loss_from_metric" in steps else "loss"
-    whole = steps["step"].to_numpy() == np.arange(len(steps))
+    whole = steps["step"] == np.arange(len(steps))
     count = len(whole) if whole.all() else int(np.argmin(whole))
-    return np.asarray(steps[name].to_numpy()[:count], dtype=np.float64) if count else None
+    return np.asarray(steps[name][:count], dtype=np.float64) if count else None
 
 
-def series_digest(steps: pd.DataFrame) -> str:
+def series_digest(steps: Steps) -> str:
     """Name what a run computed, so that a copy of its log is known again whatever seed, clock or speed it shows.
 
     Args:
@@ -462,8 +458,11 @@ def series_digest(steps: pd.DataFrame) -> str:
     Returns:
         sha256, hex, over every logged loss and gradient norm.
     """
-    columns = sorted(name for name in map(str, steps) if name == "loss" or name.startswith("grad_norm"))
-    return hashlib.sha256(steps[columns].to_numpy(np.dtype("<f8")).tobytes()).hexdigest()
+    columns = sorted(name for name in steps if name == "loss" or name.startswith("grad_norm"))
+    values = np.empty((len(steps), len(columns)), "<f8")
+    for place, name in enumerate(columns):
+        values[:, place] = steps[name]
+    return hashlib.sha256(values.data).hexdigest()
 
 
 def _chained(files: Evidence, attempts: Sequence[Attempt], resumable: bool) -> Finding:

@@ -103,8 +103,8 @@ def earlier_steps(run: Path) -> Iterator[Step]:
                 logs = parse_log(stream, name)
             for log in logs:
                 names = ["step", "loss", "tgs", "loss_from_metric" if "loss_from_metric" in log.steps else "loss"]
-                for step, loss, tgs, mean_loss in log.steps[names].itertuples(index=False):
-                    yield Step(int(step), loss, tgs, mean_loss)
+                for row in zip(*(log.steps[name].tolist() for name in names), strict=True):
+                    yield Step(*row)
 
 
 def reference_of(plan: Plan, run: Path) -> Curve | None:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-import pandas as pd
+import numpy as np
+import numpy.typing as npt
 
 from conformance.checks.finding import Finding, Result
 from conformance.data import Fingerprint
@@ -145,7 +146,7 @@ def _fewest_packs(tokens: Sequence[int], packed: int, dropped: int) -> int:
     return max(0, packs - dropped // packed)
 
 
-def in_time(spans: Sequence[tuple[Mapping[str, Any], Mapping[str, Any], pd.Series[Any]]]) -> Finding:
+def in_time(spans: Sequence[tuple[Mapping[str, Any], Mapping[str, Any], npt.NDArray[np.datetime64]]]) -> Finding:
     """Whether each log was written while its attempt ran: a copied log was not.
 
     Args:
@@ -157,13 +158,13 @@ def in_time(spans: Sequence[tuple[Mapping[str, Any], Mapping[str, Any], pd.Serie
     """
     faults = []
     for number, (record, rank, times) in enumerate(spans):
-        known = times.dropna()
+        known = times[~np.isnat(times)]
         offset = rank.get("utc_offset_seconds")
-        if known.empty or not isinstance(offset, int):
+        if not len(known) or not isinstance(offset, int):
             faults.append(f"attempt {number + 1} tells no times")
             continue
         zone = timezone(timedelta(seconds=offset))
-        first, last = (moment.to_pydatetime().replace(tzinfo=zone) for moment in (known.min(), known.max()))
+        first, last = (moment.item().replace(tzinfo=zone) for moment in (known.min(), known.max()))
         begun, ended = _moment(record.get("started")), _moment(record.get("ended"))
         if begun is None or first < begun - CLOCK_TOLERANCE:
             faults.append(f"attempt {number + 1} began at {begun}, its first step is of {first}")

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 import numpy as np
-import pandas as pd
 
 from conformance.checks.finding import Finding, Result
 from conformance.checks.subject import RAW, Bools, Subject, apart, judge, skip
-from conformance.internevo.log import LogHead
+from conformance.internevo.log import LogHead, Steps
 from conformance.metrics.facts import head_model
 from conformance.metrics.statistics import robust_sigma
 
@@ -240,15 +239,15 @@ def overlap(subject: Subject) -> Finding:
     return Finding(check, Result.FAIL, message, float(len(wrong)), *common, next_step=step)
 
 
-def _differ(earlier: pd.DataFrame, later: pd.DataFrame) -> Bools:
+def _differ(earlier: Steps, later: Steps) -> Bools:
     shares = {"num_consumed_tokens": 0.0, "lr": 1e-6, "loss_from_metric": OVERLAP_LOSS, "loss": OVERLAP_LOSS}
     bad = np.zeros(len(earlier), dtype=bool)
     for name in shares.keys() & set(earlier) & set(later):
-        values = earlier[name].to_numpy()
-        bad |= apart(later[name].to_numpy(), values, shares[name] * np.abs(values))
+        values = earlier[name]
+        bad |= apart(later[name], values, shares[name] * np.abs(values))
     name = "loss_from_metric" if "loss_from_metric" in earlier and "loss_from_metric" in later else "loss"
     if len(earlier) >= OVERLAP_STEPS:
-        values, again = earlier[name].to_numpy(), later[name].to_numpy()
+        values, again = earlier[name], later[name]
         noise = robust_sigma(np.diff(values)) / np.sqrt(2)
         difference = np.sqrt(np.square(again - values).mean())
         # Below a ten-thousandth it is rounding, however quiet the loss.

@@ -185,7 +185,7 @@ def ranges(subject: Subject) -> Finding:
         The finding of check log-ranges.
     """
     check, steps = "log-ranges", subject.steps
-    if steps.empty:
+    if not len(steps):
         return skip(check, "The log has no steps.")
     bad = np.zeros(len(steps), dtype=bool)
     for name in ("loss", "tgs", "tflops", "real_tgs", "fwd_bwd_time", "lr"):
@@ -216,7 +216,7 @@ def initial_loss(subject: Subject) -> Finding:
         The finding of check log-initial-loss.
     """
     check, model = "log-initial-loss", subject.facts.model
-    if subject.steps.empty or subject.column("step")[0] != 0 or model is None:
+    if not len(subject.steps) or subject.column("step")[0] != 0 or model is None:
         return skip(check, "The first step of a fresh model is not in the log, or its vocabulary is not known.")
     first, expected = float(subject.column("loss")[0]), math.log(model.vocab_size)
     passed = abs(first - expected) <= INITIAL_LOSS

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from conformance.checks.finding import Finding, Result
-from conformance.internevo.log import LogHead, Refused
+from conformance.internevo.log import LogHead, Refused, Steps
 from conformance.metrics.facts import Facts
 from conformance.plan import Plan
 from conformance.spec import Workload
@@ -35,18 +34,18 @@ class Subject:
         plan: What it was planned to be.
         workload: The workload that it claims to be.
         refused: What of each of its segments cannot be read.
-        overlaps: Steps that two segments both made, as pairs of frames of equal length: the earlier, the later.
+        overlaps: Steps that two segments both made, as pairs of tables of equal length: the earlier, the later.
         continued: Whether the first step continues a checkpoint whose own log is not here.
         heads: What each process that made steps says before its first; empty where ``head`` is the only one.
     """
 
-    steps: pd.DataFrame
+    steps: Steps
     head: LogHead
     facts: Facts
     plan: Plan | None = None
     workload: Workload | None = None
     refused: tuple[Refused, ...] = ()
-    overlaps: tuple[tuple[pd.DataFrame, pd.DataFrame], ...] = ()
+    overlaps: tuple[tuple[Steps, Steps], ...] = ()
     continued: bool = False
     heads: tuple[LogHead, ...] = ()
 
@@ -69,7 +68,7 @@ class Subject:
         Args:
             name: Its name.
         """
-        return np.asarray(self.steps[name].to_numpy(), dtype=np.float64)
+        return np.asarray(self.steps[name], dtype=np.float64)
 
     def columns(self, prefix: str) -> list[str]:
         """Name the columns that belong to one figure, such as ``acc/en`` and ``acc/cn`` to ``acc/``.
@@ -77,7 +76,7 @@ class Subject:
         Args:
             prefix: What they begin with.
         """
-        return [str(name) for name in self.steps if str(name).startswith(prefix)]
+        return [name for name in self.steps if name.startswith(prefix)]
 
     def step_seconds(self) -> Series | None:
         """Give the time of each step by its TGS, in s, shape (n,); None where tokens or cards are not known."""
@@ -104,8 +103,7 @@ def judge(
     if not bad.any():
         return Finding(check, Result.PASS, f"At all {len(bad)} steps {relation}.", 0.0, "steps", 0.0, why)
     index = int(np.argmax(bad))
-    first = subject.steps.iloc[index]
-    place = f"first at step {int(first['step'])}, line {int(first['line'])}"
+    place = f"first at step {subject.steps['step'][index]}, line {subject.steps['line'][index]}"
     if values is not None:
         place += f": {values[0][index]:.10g}, expected {values[1][index]:.10g}"
     message = f"At {int(bad.sum())} of {len(bad)} steps it is not so that {relation}; {place}."

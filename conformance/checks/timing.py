@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from conformance.checks.finding import Finding, Result
 from conformance.checks.subject import HALF_CENT, RAW, Bools, Series, Subject, apart, judge, skip
 from conformance.internevo.flops import logged_flops_per_token
+from conformance.internevo.log import Steps
 from conformance.metrics.facts import gaps_between
 
 # For one line InternEvo reads the clock for last_tgs_1, then for tflops, then for tgs, some ten microseconds apart. A
@@ -38,9 +38,9 @@ def clock(subject: Subject) -> Finding:
         The finding of check log-clock.
     """
     check, times = "log-clock", subject.steps["time"]
-    if len(times) < 2 or times.isna().all():
+    if len(times) < 2 or np.isnat(times).all():
         return skip(check, "Fewer than two lines have a time.")
-    bad: Bools = (gaps_between(subject.steps) < 0) | times.isna().to_numpy()
+    bad: Bools = (gaps_between(subject.steps) < 0) | np.isnat(times)
     return judge(check, subject, bad, "no line is older than the one before", "one host's clock writes all lines")
 
 
@@ -137,17 +137,17 @@ def speeds(subject: Subject) -> Finding:
     relation = "last_tgs_1 is tgs"
     for segment in np.unique(subject.column("segment")):
         at = np.flatnonzero(subject.column("segment") == segment)
-        rows = subject.steps.iloc[at]
+        (rows,) = subject.steps.take(slice(at[0], at[-1] + 1))
         # The sums begin with the process; where its first line is not in the log, they are not known.
-        if rows["step"].iloc[0] == 0 or segment > 0 or one[at[0]] == rows["tgs/tgs_all"].iloc[0]:
+        if rows["step"][0] == 0 or segment > 0 or one[at[0]] == rows["tgs/tgs_all"][0]:
             bad[at] |= _wrong_statistics(rows)
             relation = "last_tgs_1 is tgs, and tgs_all, tgs_avg, tgs_SMA, last_tgs_10 and last_tgs_50 follow from it"
     return judge(check, subject, bad, relation, "sums over the steps, rounded to two decimals")
 
 
-def _wrong_statistics(rows: pd.DataFrame) -> Bools:
+def _wrong_statistics(rows: Steps) -> Bools:
     """Where a process's statistics do not follow from its own last_tgs_1."""
-    one = rows["tgs/last_tgs_1"].to_numpy(dtype=np.float64)
+    one = rows["tgs/last_tgs_1"]
     n = np.arange(1, len(one) + 1)
     # A step's time is its tokens over last_tgs_1, and the error of that time is its rounding.
     time, error = (np.concatenate([[0.0], np.cumsum(1 / one**power)]) for power in (1, 2))
@@ -157,10 +157,10 @@ def _wrong_statistics(rows: pd.DataFrame) -> Bools:
         count = end - begin
         speed = np.where(count > 0, count / (time[end] - time[begin]), 0.0)
         rounding = np.where(count > 0, speed**2 * (error[end] - error[begin]) / count, 0.0)
-        return apart(rows[name].to_numpy(dtype=np.float64), speed, HALF_CENT * (1 + rounding) + 1e-9 * speed)
+        return apart(rows[name], speed, HALF_CENT * (1 + rounding) + 1e-9 * speed)
 
     mean = np.cumsum(one) / n
-    bad = apart(rows["tgs/tgs_avg"].to_numpy(dtype=np.float64), mean, 2 * HALF_CENT + 1e-9 * mean)
+    bad = apart(rows["tgs/tgs_avg"], mean, 2 * HALF_CENT + 1e-9 * mean)
     bad |= wrong("tgs/tgs_all", np.zeros_like(n), n)
     bad |= wrong("tgs/tgs_SMA", np.maximum(n - 50, 0), n)
     for size in (10, 50):

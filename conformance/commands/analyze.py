@@ -123,8 +123,11 @@ def _read(paths: Sequence[Path]) -> tuple[list[RunLog], list[Event]]:
 
 def _begin(run: RunLog) -> float:
     """When a run's first step was logged, in seconds; runs without a time keep their place behind the others."""
-    times = run.steps["time"].dropna()
-    return float(times.iloc[0].timestamp()) if len(times) else float("inf")
+    import numpy as np
+
+    times = run.steps["time"]
+    known = times[~np.isnat(times)]
+    return float(known[0].astype(int)) / 1000 if len(known) else float("inf")
 
 
 def _lines(analysis: RunAnalysis) -> list[str]:

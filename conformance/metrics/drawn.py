@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import overload
+from functools import cached_property
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
+
+from conformance.internevo.log import Steps
 
 # What is drawn of every step.
 DRAWN = ("step", "tgs", "loss")
@@ -21,13 +23,17 @@ class DrawnSteps(Sequence[Mapping[str, float]]):
         mean_losses: Loss over all ranks of the first of them, as far as it is known.
     """
 
-    def __init__(self, steps: pd.DataFrame, mean_losses: npt.NDArray[np.float64]) -> None:
-        self._columns = {name: steps[name].to_numpy(copy=True) for name in DRAWN}
-        self._columns["mean_loss"] = mean_losses
+    def __init__(self, steps: Steps, mean_losses: npt.NDArray[np.float64]) -> None:
+        self._steps = Steps.of({name: steps[name] for name in DRAWN})
+        self._mean_losses = Steps.of({"mean_loss": mean_losses})
 
     def __len__(self) -> int:
         """Number of steps."""
-        return len(self._columns["step"])
+        return len(self._steps)
+
+    @cached_property
+    def _columns(self) -> Mapping[str, npt.NDArray[Any]]:
+        return {name: table[name] for table in (self._steps, self._mean_losses) for name in table}
 
     @overload
     def __getitem__(self, place: int) -> Mapping[str, float]: ...

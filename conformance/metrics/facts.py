@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from conformance.internevo.flops import logged_flops_per_token
-from conformance.internevo.log import LogHead
+from conformance.internevo.log import LogHead, Steps
 from conformance.metrics.schedule import fit_total_steps
 from conformance.plan import Plan
 from conformance.spec.model import Model, Optimizer, Workload
@@ -113,7 +112,7 @@ class _Gathered(dict[str, Any]):
 
 
 def gather(
-    steps: pd.DataFrame, head: LogHead, plan: Plan | None, workload: Workload | None, known: Sequence[Workload]
+    steps: Steps, head: LogHead, plan: Plan | None, workload: Workload | None, known: Sequence[Workload]
 ) -> Facts:
     """Find out what a run was.
 
@@ -184,9 +183,7 @@ def _from_plan(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _add_from_lines(
-    found: _Gathered, steps: pd.DataFrame, workload: Workload | None, known: Sequence[Workload]
-) -> None:
+def _add_from_lines(found: _Gathered, steps: Steps, workload: Workload | None, known: Sequence[Workload]) -> None:
     found.add("num_consumed_tokens of the lines", tokens_per_step=_tokens_per_step(steps))
     ratio = flops_per_token_logged(steps)
     if ratio is not None:
@@ -199,15 +196,15 @@ def _add_from_lines(
             found.add(reason, model=shown[0][0], checkpoint_factor=shown[0][1])
     if "lr" in steps and "step" in steps:
         updates = updates_at(steps)
-        found.add("the learning rates of the lines", total_steps=fit_total_steps(steps["lr"].to_numpy(), updates))
-    numbers = steps["micro_num"].unique().tolist() if "micro_num" in steps else []
+        found.add("the learning rates of the lines", total_steps=fit_total_steps(steps["lr"], updates))
+    numbers = np.unique(steps["micro_num"]).tolist() if "micro_num" in steps else []
     if len(numbers) == 1 and (number := numbers[0]) >= 1 and float(number).is_integer():
         found.add("micro_num of the lines", micro_num=int(number))
     if "cards" not in found:
         _add_cards(found, steps, workload, known)
 
 
-def flops_per_token_logged(steps: pd.DataFrame) -> float | None:
+def flops_per_token_logged(steps: Steps) -> float | None:
     """FLOPs per token that InternEvo counted, as its tflops and tgs tell.
 
     Args:
@@ -219,12 +216,12 @@ def flops_per_token_logged(steps: pd.DataFrame) -> float | None:
     if "tflops" not in steps:
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = (steps["tflops"] * 1e12 / steps["tgs"]).to_numpy()
+        ratios = steps["tflops"] * 1e12 / steps["tgs"]
     ratios = ratios[np.isfinite(ratios) & (ratios > 0)]
     return float(np.median(ratios)) if len(ratios) else None
 
 
-def updates_at(steps: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.float64]]:
+def updates_at(steps: Steps) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Updates that had been made when each line was written.
 
     Args:
@@ -233,11 +230,11 @@ def updates_at(steps: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.float64]]:
     Returns:
         Batches so far less those whose update was skipped, shape (n,).
     """
-    skipped = steps["inf_nan_skip_batches"].to_numpy() if "inf_nan_skip_batches" in steps else 0.0
-    return np.asarray(steps["step"].to_numpy() + 1.0 - skipped)
+    skipped = steps.get("inf_nan_skip_batches", 0.0)
+    return np.asarray(steps["step"] + 1.0 - skipped)
 
 
-def gaps_between(steps: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.float64]]:
+def gaps_between(steps: Steps) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Seconds between the lines of a log.
 
     Args:
@@ -246,8 +243,7 @@ def gaps_between(steps: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.float64]]:
     Returns:
         Seconds since the line before, shape (n,); nan for the first line and where a time is missing.
     """
-    # In NumPy, for pandas before 2.1 takes milliseconds for nanoseconds here.
-    times = steps["time"].to_numpy().astype("datetime64[ms]")
+    times = steps["time"]
     gaps = np.full(len(times), np.nan)
     gaps[1:] = np.where(np.isnat(times[1:]) | np.isnat(times[:-1]), np.nan, np.diff(times).astype(np.float64) / 1000)
     return gaps
@@ -259,10 +255,10 @@ def _shapes(flops: float, models: Sequence[Model]) -> list[tuple[Model, int]]:
     return [p for p in pairs if abs(flops / logged_flops_per_token(p[0], p[1] == 4) - 1) <= SHAPE_TOLERANCE]
 
 
-def _tokens_per_step(steps: pd.DataFrame) -> int | None:
+def _tokens_per_step(steps: Steps) -> int | None:
     if "num_consumed_tokens" not in steps:
         return None
-    tokens, numbers = steps["num_consumed_tokens"].to_numpy(), steps["step"].to_numpy()
+    tokens, numbers = steps["num_consumed_tokens"], steps["step"]
     if len(steps) > 1 and np.all(np.diff(numbers) > 0):
         each = float(np.median(np.diff(tokens) / np.diff(numbers)))
     else:
@@ -270,7 +266,7 @@ def _tokens_per_step(steps: pd.DataFrame) -> int | None:
     return int(each) if each > 0 and each.is_integer() else None
 
 
-def _add_cards(found: _Gathered, steps: pd.DataFrame, workload: Workload | None, known: Sequence[Workload]) -> None:
+def _add_cards(found: _Gathered, steps: Steps, workload: Workload | None, known: Sequence[Workload]) -> None:
     """Infer data-parallel size and cards where exactly one layout can have written the lines."""
     if not {"model", "tokens_per_step", "micro_num"} <= set(found):
         return
@@ -297,9 +293,9 @@ def _add_cards(found: _Gathered, steps: pd.DataFrame, workload: Workload | None,
             found.add(taken, **{name: values.pop()})
 
 
-def _published(steps: pd.DataFrame, found: _Gathered, micro_bsz: int, data_parallel: int) -> PublishedLayout:
+def _published(steps: Steps, found: _Gathered, micro_bsz: int, data_parallel: int) -> PublishedLayout:
     """The published configuration's reading of lines that are too short of samples for it, and why they are."""
-    line, pack, packs = steps.iloc[0], micro_bsz * found["model"].seq_len, found["micro_num"]
+    line, pack, packs = {name: steps[name][0] for name in steps}, micro_bsz * found["model"].seq_len, found["micro_num"]
     why = f"a step would take {found['tokens_per_step'] / data_parallel / line['tgs']:.2f} s"
     if "fwd_bwd_time" in steps:
         why += f" beside a fwd_bwd_time of {line['fwd_bwd_time']:.2f} s"
@@ -309,17 +305,17 @@ def _published(steps: pd.DataFrame, found: _Gathered, micro_bsz: int, data_paral
     return PublishedLayout(micro_bsz, data_parallel, data_parallel, why)
 
 
-def _cards_by_time(steps: pd.DataFrame, tokens: int) -> tuple[float, float]:
+def _cards_by_time(steps: Steps, tokens: int) -> tuple[float, float]:
     """Least and most cards that the times of the lines allow: card-seconds of a step over its seconds."""
-    card_seconds = tokens / steps["tgs"].to_numpy()
+    card_seconds = tokens / steps["tgs"]
     low, high = 1.0, np.inf
     if "fwd_bwd_time" in steps:
         # Forward and backward pass are part of the step.
-        seconds = steps["fwd_bwd_time"].to_numpy() - FWD_BWD_ROUNDING
+        seconds = steps["fwd_bwd_time"] - FWD_BWD_ROUNDING
         bounds = card_seconds[seconds > 0] / seconds[seconds > 0]
         high = float(bounds.min()) if len(bounds) else high
     gaps = gaps_between(steps)[1:]
-    gaps = np.where(np.diff(steps["step"].to_numpy()) == 1, gaps, np.nan)
+    gaps = np.where(np.diff(steps["step"]) == 1, gaps, np.nan)
     if np.isfinite(gaps).sum() >= 3:
         # The step is all of the gap between two lines, but for a little.
         with np.errstate(divide="ignore"):
@@ -328,7 +324,7 @@ def _cards_by_time(steps: pd.DataFrame, tokens: int) -> tuple[float, float]:
     return low, high
 
 
-def _layouts(steps: pd.DataFrame, found: _Gathered, low: float, high: float) -> Iterator[tuple[int, int, int]]:
+def _layouts(steps: Steps, found: _Gathered, low: float, high: float) -> Iterator[tuple[int, int, int]]:
     """Yield each (micro_bsz, data_parallel, cards) that can have written the lines."""
     seq_len, micro_num = found["model"].seq_len, found["micro_num"]
     if "smallest_batch" not in steps or "largest_length" not in steps or not np.isfinite(high):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
+from numpy.lib.stride_tricks import sliding_window_view
 
+from conformance.internevo.log import Steps
 from conformance.metrics.statistics import Series, mean_interval, robust_sigma
 
 WINDOW = 100  # steps
@@ -15,7 +16,8 @@ MIN_WINDOW = 10
 # A spike is above the running median by so many robust standard deviations, and by at least this share of it.
 SPIKE_SIGMAS = 6.0
 SPIKE_SHARE = 0.1
-_SPIKE_SPAN = 51  # steps of the running median
+_SPIKE_SPAN, _SPIKE_LEAST = 51, 5  # steps of the running median, and how many must be defined
+_AT_ONCE = 1 << 12  # windows that are sorted at a time
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Loss:
     held_since: int | None
 
 
-def loss_of(steps: pd.DataFrame, target: float | None = None, window: int = WINDOW) -> Loss | None:
+def loss_of(steps: Steps, target: float | None = None, window: int = WINDOW) -> Loss | None:
     """Measure the loss of a run.
 
     Args:
@@ -64,13 +66,13 @@ def loss_of(steps: pd.DataFrame, target: float | None = None, window: int = WIND
     Returns:
         The figures; None for a run without steps.
     """
-    if steps.empty:
+    if not len(steps):
         return None
-    values, numbers = steps["loss"].to_numpy(), steps["step"].to_numpy()
+    values, numbers = steps["loss"], steps["step"]
     size = window_of(len(values), window)
     tail = values[-size:]
-    metric = steps["loss_from_metric"].to_numpy() if "loss_from_metric" in steps else None
-    skipped = steps["inf_nan_skip_batches"].to_numpy()[-1] if "inf_nan_skip_batches" in steps else np.nan
+    metric = steps.get("loss_from_metric")
+    skipped = steps["inf_nan_skip_batches"][-1] if "inf_nan_skip_batches" in steps else np.nan
     first_met, held_since = _met(values, numbers, target, size)
     return Loss(
         last=float(values[-1]),
@@ -107,7 +109,7 @@ def _met(values: Series, numbers: Series, target: float | None, size: int) -> tu
     if target is None or len(values) < size:
         return None, None
     # A window with an undefined loss has no mean and so is not below.
-    below = pd.Series(values).rolling(size).mean().to_numpy()[size - 1 :] < target
+    below = sliding_window_view(_defined(values), size).mean(axis=1) < target
     if not below.any():
         return None, None
     ends = numbers[size - 1 :]
@@ -119,7 +121,23 @@ def _met(values: Series, numbers: Series, target: float | None, size: int) -> tu
 def _spikes(values: Series, numbers: Series) -> tuple[int, ...]:
     if len(values) < _SPIKE_SPAN:
         return ()
-    level = pd.Series(values).rolling(_SPIKE_SPAN, min_periods=5).median().shift(1).to_numpy()
+    level = _running_median(values)
     rise = values - level
     sigma = robust_sigma(rise[np.isfinite(rise)])
     return tuple(int(step) for step in numbers[rise > np.maximum(SPIKE_SIGMAS * sigma, SPIKE_SHARE * level)][:100])
+
+
+def _running_median(values: Series) -> Series:
+    """The median of the losses before each, of at least ``_SPIKE_LEAST`` that are defined."""
+    before = np.concatenate([np.full(_SPIKE_SPAN, np.nan), _defined(values)[:-1]])
+    windows, level = sliding_window_view(before, _SPIKE_SPAN), np.full(len(values), np.nan)
+    for begin in range(0, len(values), _AT_ONCE):
+        ordered = np.sort(windows[begin : begin + _AT_ONCE], axis=1)  # what is undefined comes last
+        count, rows = np.isfinite(ordered).sum(axis=1), np.arange(len(ordered))
+        median = (ordered[rows, (count - 1) // 2] + ordered[rows, count // 2]) / 2
+        level[begin : begin + _AT_ONCE] = np.where(count < _SPIKE_LEAST, np.nan, median)
+    return level
+
+
+def _defined(values: Series) -> Series:
+    return np.where(np.isfinite(values), values, np.nan)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
-import pandas as pd
 
-from conformance.internevo.log import Event, RunLog
+from conformance.internevo.log import Event, RunLog, Steps
+from conformance.internevo.log.steps import Column, stack
 from conformance.metrics.facts import SHAPE_TOLERANCE, flops_per_token_logged, head_model
 
 # Steps that two segments made: the earlier's and the later's, of equal length.
-Overlap = tuple[pd.DataFrame, pd.DataFrame]
+Overlap = tuple[Steps, Steps]
 
 
 # A log goes on with one of so many runs before it: runs side by side, not all those that a long file may hold.
@@ -32,16 +32,16 @@ class _Run:
     def add(self, log: RunLog) -> None:
         self.segments.append(log)
         if len(log.steps):
-            self.made, self.reached = log, max(self.reached, int(log.steps["step"].iloc[-1]))
+            self.made, self.reached = log, max(self.reached, int(log.steps["step"][-1]))
 
     def goes_on_with(self, log: RunLog) -> bool:
         if self.made is None or not _alike(self.made, log):
             return False
         resumed = log.head.resumed_from is not None
-        if log.steps.empty:
+        if not len(log.steps):
             return resumed  # it ended before its first step
         told = resumed or log.head.empty or log.head is self.made.head
-        return told and 0 < int(log.steps["step"].iloc[0]) <= self.reached + 1
+        return told and 0 < int(log.steps["step"][0]) <= self.reached + 1
 
 
 def join(logs: Sequence[RunLog]) -> list[list[RunLog]]:
@@ -90,8 +90,9 @@ def share_out(runs: Sequence[Sequence[RunLog]], events: Iterable[Event]) -> list
 
 def _begun(log: RunLog) -> datetime | None:
     """When a log's ranks had found one another; where it does not tell, when its first step was logged."""
-    times = log.steps["time"].dropna()
-    return log.head.begun or (times.iloc[0].to_pydatetime() if len(times) else None)
+    times = log.steps["time"]
+    known = times[~np.isnat(times)]
+    return log.head.begun or (known[0].item() if len(known) else None)
 
 
 def _alike(a: RunLog, b: RunLog) -> bool:
@@ -103,7 +104,7 @@ def _alike(a: RunLog, b: RunLog) -> bool:
     return counted[0] is None or counted[1] is None or abs(counted[0] / counted[1] - 1) <= SHAPE_TOLERANCE
 
 
-def merge(segments: Sequence[RunLog]) -> tuple[pd.DataFrame, tuple[Overlap, ...]]:
+def merge(segments: Sequence[RunLog]) -> tuple[Steps, tuple[Overlap, ...]]:
     """Put the steps of all segments together.
 
     Args:
@@ -112,31 +113,33 @@ def merge(segments: Sequence[RunLog]) -> tuple[pd.DataFrame, tuple[Overlap, ...]
     Returns:
         Each step once, from the later segment where two made it, with a column ``segment``; and what two made.
     """
-    first = segments[0].steps.copy(deep=False)  # a long log has room once
-    first["segment"] = 0
-    kept: list[pd.DataFrame] = [first]
+    kept = [segments[0].steps.fixing("segment", 0)]
     overlaps: list[Overlap] = []
     for number, segment in enumerate(segments[1:], 1):
-        if segment.steps.empty:
+        if not len(segment.steps):
             continue
-        later: pd.DataFrame = segment.steps.assign(segment=number)
-        again: list[pd.DataFrame] = []
-        begin = later["step"].iloc[0]
-        while kept and kept[-1]["step"].max() >= begin:
+        later = segment.steps.fixing("segment", number)
+        again: list[Steps] = []
+        begin = later["step"][0]
+        while kept and kept[-1]["step"].max(initial=-1) >= begin:
             end = kept.pop()
-            again.insert(0, end[end["step"] >= begin])
-            if (end["step"] < begin).any():
-                kept.append(end[end["step"] < begin])
+            before = end["step"] < begin
+            left, twice = end.take(before, ~before)
+            again.insert(0, twice)
+            if len(left):
+                kept.append(left)
         if again:
-            earlier: pd.DataFrame = pd.concat(again, ignore_index=True)
+            earlier = stack(again)
             both = np.intersect1d(earlier["step"], later["step"])
             overlaps.append((_only(earlier, both), _only(later, both)))
         kept.append(later)
-    return kept[0] if len(kept) == 1 else pd.concat(kept, ignore_index=True), tuple(overlaps)
+    return stack(kept), tuple(overlaps)
 
 
-def _only(steps: pd.DataFrame, numbers: np.ndarray[tuple[int], np.dtype[np.int64]]) -> pd.DataFrame:
-    return steps[steps["step"].isin(numbers)].drop_duplicates("step").reset_index(drop=True)
+def _only(steps: Steps, numbers: Column) -> Steps:
+    """The first row of each of these steps, which are all there."""
+    found, first = np.unique(steps["step"], return_index=True)
+    return steps.take(np.sort(first[np.isin(found, numbers)]))[0]
 
 
 @dataclass(frozen=True)
@@ -179,9 +182,9 @@ class Clock:
         return int(placed.steps[count - 1]) if count else None
 
 
-def _place(steps: pd.DataFrame) -> _Placed:
-    times = steps["time"].to_numpy().astype("datetime64[ms]")
+def _place(steps: Steps) -> _Placed:
+    times = steps["time"]
     numbers = np.where(np.isnat(times), np.iinfo(np.int64).max, times.astype(np.int64))
     # The least of what follows is in order even where a clock ran backwards, and finds the same last line.
     numbers = np.minimum.accumulate(numbers[::-1])[::-1]
-    return _Placed(steps["line"].to_numpy(), numbers, steps["step"].to_numpy())
+    return _Placed(steps["line"], numbers, steps["step"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from conformance.internevo.flops import flops_per_token
+from conformance.internevo.log import Steps
 from conformance.metrics.statistics import Series, median_interval, robust_sigma, slope
 from conformance.spec.model import Model
 
@@ -91,7 +91,7 @@ class Tflops:
     model_causal: float | None
 
 
-def throughput(steps: pd.DataFrame) -> Throughput | None:
+def throughput(steps: Steps) -> Throughput | None:
     """Measure the speed of a run.
 
     Args:
@@ -100,22 +100,22 @@ def throughput(steps: pd.DataFrame) -> Throughput | None:
     Returns:
         The figures; None for a run without a step of positive speed.
     """
-    steps = steps[np.isfinite(steps["tgs"]) & (steps["tgs"] > 0)]
-    if steps.empty:
+    tgs = steps["tgs"]
+    counted = np.isfinite(tgs) & (tgs > 0)
+    if not counted.any():
         return None
     # A process that resumes a run warms up again in its first step.
-    segments = steps["segment"].to_numpy() if "segment" in steps else np.zeros(len(steps))
+    segments = steps["segment"][counted] if "segment" in steps else np.zeros(counted.sum())
     resumed = np.diff(segments, prepend=segments[0]) != 0
-    tgs = steps["tgs"].to_numpy()[~resumed]
-    numbers = steps["step"].to_numpy()[~resumed]
+    tgs, numbers = tgs[counted][~resumed], steps["step"][counted][~resumed]
     excluded, settled, why = _warm_up(tgs)
     used, used_steps = tgs[excluded:], numbers[excluded:]
-    rule = f"steps {used_steps[0]}..{used_steps[-1]} count ({len(used)} of {len(steps)}); {why}"
+    rule = f"steps {used_steps[0]}..{used_steps[-1]} count ({len(used)} of {counted.sum()}); {why}"
     if resumed.any():
         rule += f"; the first step after each resumption ({resumed.sum()}) does not count"
     median, mean = float(np.median(used)), float(used.mean())
     outside = np.abs(used - median) > max(BAND_SIGMAS * robust_sigma(used), BAND_SHARE * median)
-    tens = steps["tgs/last_tgs_10"].to_numpy() if "tgs/last_tgs_10" in steps else np.zeros(1)
+    tens = steps["tgs/last_tgs_10"][counted] if "tgs/last_tgs_10" in steps else np.zeros(1)
     return Throughput(
         steady=SteadyState(int(used_steps[0]), int(used_steps[-1]), len(used), excluded, settled, rule),
         median=median,
@@ -157,7 +157,7 @@ def _warm_up(tgs: Series) -> tuple[int, bool, str]:
     return excluded, bool(len(calm)), why
 
 
-def tflops(steps: pd.DataFrame, speed: Throughput, model: Model | None) -> Tflops:
+def tflops(steps: Steps, speed: Throughput, model: Model | None) -> Tflops:
     """Turn speed into TFLOPS.
 
     Args:
@@ -170,7 +170,8 @@ def tflops(steps: pd.DataFrame, speed: Throughput, model: Model | None) -> Tflop
     """
     logged = None
     if "tflops" in steps:
-        chosen = steps.loc[steps["step"].between(speed.steady.first, speed.steady.last), "tflops"].to_numpy()
+        numbers, steady = steps["step"], speed.steady
+        chosen = steps["tflops"][(numbers >= steady.first) & (numbers <= steady.last)]
         logged = float(np.nanmedian(chosen)) if np.isfinite(chosen).any() else None
     if model is None:
         return Tflops(logged, None, None, None)

@@ -56,7 +56,8 @@ def render_analysis(runs: Sequence[RunAnalysis]) -> str:
     for place, run in enumerate(runs):
         shown = run.to_json()
         columns = ("step", "tgs", "loss")
-        steps = [dict(zip(columns, row, strict=True)) for row in run.steps[list(columns)].itertuples(index=False)]
+        rows_of = zip(*(run.steps[name].tolist() for name in columns), strict=True)
+        steps = [dict(zip(columns, row, strict=True)) for row in rows_of]
         view = _judged(f"run{place}-", shown["findings"], shown, steps)
         name = ", ".join(dict.fromkeys(segment.name for segment in run.segments))
         views.append({**view, "name": name, "rows": rows(shown)})

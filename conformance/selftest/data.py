@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from conformance.checks import curve as curve_checks
 from conformance.checks import data as data_checks
@@ -36,7 +35,7 @@ def _good_data(_: Path) -> dict[str, Any]:
         "head": LogHead(data=(1, packs, 0)),
         "types": ["en"],
         "record": {"started": STARTED, "ended": ENDED},
-        "times": pd.Series([pd.Timestamp(LOGGED)]),
+        "times": np.array([LOGGED], "datetime64[ms]"),
     }
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from conformance.checks.finding import Result
 from conformance.checks.loss import target_reached
+from conformance.internevo.log import Steps
 from conformance.metrics.curve import compare
 from conformance.metrics.loss import loss_of
 from conformance.spec import load_workload
@@ -34,8 +35,9 @@ LISTED = {name: cells for name, *cells in ROW.findall(PAGE)}
 
 def cells(fault):
     """A row of the document's table, from the run itself."""
-    steps = RUNS[fault].rename(columns={"mean_loss": "loss_from_metric"})
-    losses = steps["loss_from_metric"].to_numpy()
+    run = RUNS[fault]
+    steps = Steps.of({"step": run["step"], "loss": run["loss"], "loss_from_metric": run["mean_loss"]})
+    losses = steps["loss_from_metric"]
     found = compare(CURVE, losses[None], [SEED], CURVE.origin)
     target = {Result.PASS: "reached", Result.FAIL: "missed", Result.ERROR: "open"}
     reached = target[target_reached(loss_of(steps, TARGET), TARGET, "").result]

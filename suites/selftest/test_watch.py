@@ -251,7 +251,7 @@ def real_losses():
     path = ROOT / "reference_logs/h200-120m-resumed-v0.3.1.log"
     with path.open("rb") as stream:
         first, second = (log.steps for log in parse_log(stream, path.name))
-    whole = [*first[first["step"] < second["step"].iloc[0]]["loss"], *second["loss"]]
+    whole = [*first["loss"][first["step"] < second["step"][0]], *second["loss"]]
     assert len(whole) == 400
     return whole
 

@@ -54,8 +54,8 @@ _ENDS_IN_VALUE = re.compile(rb"=[^\s,=]{0,200}$")
 
 # What a line of metrics must have to be one.
 REQUIRED = ("step", "loss", "tgs")
-# Columns that the reader adds to those of the log; a field of that name gets a name that no field can have.
-OWN = ("line", "time", "source", "layout")
+# Columns that are added to those of the log; a field of that name gets a name that no field can have.
+OWN = ("line", "time", "source", "layout", "segment")
 
 
 class LineError(ValueError):

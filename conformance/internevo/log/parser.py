@@ -17,8 +17,8 @@ from conformance.internevo.log.lines import LineError
 from conformance.internevo.log.marks import Marks, line_ends
 from conformance.internevo.log.messages import IN_PRELUDE, RAISED, STARTS_RUN, Head, read_message, text
 from conformance.internevo.log.records import Event
+from conformance.internevo.log.steps import Matrix, Rows
 from conformance.internevo.log.template import (
-    Matrix,
     Template,
     find_lines,
     make_template,
@@ -44,52 +44,7 @@ _LOOSE_ROWS = 4096
 
 Layout = tuple[str, ...]
 # The first columns of the rows; the values follow.
-LINE, TIME, SOURCE = range(3)
-META = 3
-
-
-class Rows:
-    """Rows of one layout, in the order in which they were read.
-
-    Attributes:
-        columns: Room for them: LINE, TIME, SOURCE and the values, each of shape (room,). In one matrix, every growth
-            would need room for all of it twice.
-        count: How many there are.
-    """
-
-    def __init__(self, layout: Layout) -> None:
-        self.columns = [np.empty(256) for _ in range(META + len(layout))]
-        self.count = 0
-
-    def add(self, lines: Matrix, times: Matrix, source: Matrix | float, values: Matrix) -> None:
-        """Add rows.
-
-        Args:
-            lines: Their lines, shape (rows,).
-            times: Their times in ms, of the same shape.
-            source: Number of their prefix.
-            values: Their values, shape (columns, rows).
-        """
-        begin, self.count = self.count, self.count + len(lines)
-        room = len(self.columns[LINE])
-        if room < self.count:
-            room = max(2 * room, self.count)
-            for place, column in enumerate(self.columns):
-                self.columns[place] = np.empty(room)  # what is not filled takes no memory
-                self.columns[place][:begin] = column[:begin]
-        for column, new in zip(self.columns, (lines, times, source, *values), strict=True):
-            column[begin : self.count] = new
-
-    def filled(self, place: int) -> Matrix:
-        """Give a column, without the room that is left.
-
-        Args:
-            place: Which.
-
-        Returns:
-            Its values, shape (count,).
-        """
-        return self.columns[place][: self.count]
+META = ("line", "time", "source")
 
 
 @dataclass
@@ -241,7 +196,7 @@ class Parser:
         if found:
             # What was read one by one comes before: rows that lie in order need not be sorted.
             self._settle()
-            self._add(template.columns, lines, times, float(template.source), values)
+            self._add(template.columns, lines, times, np.full(row, template.source), values)
             self.counts["steps"] += row
         return self._scan(chunk[done:], line, depth + 1)
 
@@ -376,8 +331,9 @@ class Parser:
             if template.pattern.match(record.text + b"\n") and template not in self._templates:
                 self._templates.insert(0, template)
 
-    def _add(self, layout: Layout, lines: Matrix, times: Matrix, source: Matrix | float, values: Matrix) -> None:
-        self.rows.setdefault(layout, Rows(layout)).add(lines, times, source, values)
+    def _add(self, layout: Layout, lines: Matrix, times: Matrix, sources: Matrix, values: Matrix) -> None:
+        rows = self.rows.setdefault(layout, Rows((*META, *layout)))
+        rows.add(np.vstack([lines, times, sources, values]))
 
     def _settle(self) -> None:
         """Move the rows that were read one by one to the matrices."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-import pandas as pd
+from conformance.internevo.log.steps import Steps
 
 # The columns of RunLog.steps: unit, and what InternEvo means by it. Besides these a log has one column for each data
 # type (acc/en, tokens/en, loss/en) and for each parameter group (grad_norm/0_default), named as in the line itself.
@@ -183,7 +183,7 @@ class RunLog:
     """One run, or one segment of a resumed run, found in a log.
 
     Args:
-        steps: One row for each logged step, in the order of the file; see COLUMNS. All but line and time are float64.
+        steps: One row for each logged step, in the order of the file; see COLUMNS.
         head: What stands before the first step.
         events: What else the log tells, in the order of the file.
         counts: Where the lines of the whole file went.
@@ -191,7 +191,7 @@ class RunLog:
         refused: Which of the refused lines stand where this run does.
     """
 
-    steps: pd.DataFrame
+    steps: Steps
     head: LogHead
     events: tuple[Event, ...]
     counts: LineCounts

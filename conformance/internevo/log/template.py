@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
 from conformance.internevo.log.lines import Field
+from conformance.internevo.log.steps import Matrix
 
 _DATE, _CLOCK = rb"\d{4}-\d\d-\d\d", rb" \d\d:\d\d:\d\d,\d{3}"
 # No value can end earlier than at its last digit, and no line is given up once it has matched: where Python can be told
@@ -26,8 +26,6 @@ _NUMBER_BYTES = b"0123456789+-.aefin"
 _SEPARATORS = b"= ,{}:"
 _TO_TABLE = bytes.maketrans(_SEPARATORS, b"," * len(_SEPARATORS))
 _TO_NOTHING = bytes(c for c in range(256) if c != ord("\n") and c not in _SEPARATORS + _NUMBER_BYTES)
-
-Matrix = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def work(path):
         (run,) = analyze(log, workload=workload)
     failed = [f.check for f in run.findings if f.result is Result.FAIL]
     passed = sum(f.result is Result.PASS for f in run.findings)
-    return f"{run.steps.shape[1]} columns, {run.outcome}, {passed} checks passed, failed: {failed or 'none'}"
+    return f"{len(set(run.steps))} columns, {run.outcome}, {passed} checks passed, failed: {failed or 'none'}"
 """
 # Reading alone: such a log has nothing to judge.
 READING = """

@@ -3,24 +3,24 @@
 import re
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from conformance.checks.finding import Result
 from conformance.checks.loss import defined, target_reached
+from conformance.internevo.log import Steps
 from conformance.metrics.loss import loss_of
 
 TARGET = 1.716
 
 
 def judge(values, target=TARGET):
-    steps = pd.DataFrame({"step": np.arange(len(values)), "loss": np.array(values, dtype=float)})
+    steps = Steps.of({"step": np.arange(len(values)), "loss": values})
     return target_reached(loss_of(steps, target), target, "the benchmark")
 
 
 def judge_ranks(one, every):
     """Judge the loss of one rank beside the loss over all ranks."""
-    steps = pd.DataFrame({"step": np.arange(len(one)), "loss": one, "loss_from_metric": every})
+    steps = Steps.of({"step": np.arange(len(one)), "loss": one, "loss_from_metric": every})
     return target_reached(loss_of(steps, TARGET), TARGET, "the benchmark")
 
 
@@ -82,9 +82,9 @@ def test_an_undefined_loss_neither_passes_nor_hides(bad):
     values = noisy(1.6)
     values[-3] = bad
     assert judge(values).result is not Result.PASS
-    steps = pd.DataFrame({"step": np.arange(1000), "loss": values})
+    steps = Steps.of({"step": np.arange(1000), "loss": values})
     assert defined(loss_of(steps)).result is Result.FAIL
-    assert defined(loss_of(steps[:900])).result is Result.PASS
+    assert defined(loss_of(*steps.take(slice(900)))).result is Result.PASS
     values[-1] = bad
     assert judge(values).result is not Result.PASS
 

@@ -1,21 +1,22 @@
 """Steps that a resumed run made twice: the same data give the same loss but for rounding, other data do not."""
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from conformance.checks.finding import Result
 from conformance.checks.identity import overlap
 from conformance.checks.subject import Subject
-from conformance.internevo.log import LogHead
+from conformance.internevo.log import LogHead, Steps
 from conformance.metrics.facts import Facts
 
 RNG = np.random.default_rng(7)
 STEPS = np.arange(100, 150)
 
 
-def making(losses):
-    return pd.DataFrame({"step": STEPS[: len(losses)], "loss": losses, "loss_from_metric": losses})
+def making(losses, mean=None):
+    return Steps.of(
+        {"step": STEPS[: len(losses)], "loss": losses, "loss_from_metric": losses if mean is None else mean}
+    )
 
 
 def found(first, second):
@@ -48,7 +49,6 @@ def test_too_few_steps_are_held_to_the_wide_bound_alone():
 
 
 def test_the_loss_over_all_ranks_shows_other_data_where_the_logging_ranks_own_is_the_same():
-    steps, again = making(LEVEL), making(LEVEL)
-    again["loss_from_metric"] = 2 + RNG.normal(0, 0.02, 50)
+    steps, again = making(LEVEL), making(LEVEL, 2 + RNG.normal(0, 0.02, 50))
     finding = overlap(Subject(steps, LogHead(), Facts(sources={}), overlaps=((steps, again),)))
     assert finding.result is Result.FAIL

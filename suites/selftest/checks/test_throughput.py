@@ -1,12 +1,12 @@
 """A floor is reached, missed, or too close to tell; and a vendor's own floor certifies nothing."""
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from conformance.checks.finding import Result
 from conformance.checks.throughput import check_floors, declared_floor, floor_reached, pool
 from conformance.checks.timing import utilisation
+from conformance.internevo.log import Steps
 from conformance.metrics.throughput import Tflops, throughput
 from conformance.spec.floors import Floor
 
@@ -57,7 +57,7 @@ def test_the_floors_own_spread_no_number_of_runs_can_settle():
     assert "5 further runs" in floor_reached("tgs-floor", 104.5, 5.0, SPREAD).message
 
 
-SPEED = throughput(pd.DataFrame({"step": range(20), "tgs": [60.0, *np.tile([101.0, 102.0, 103.0], 7)[:19]]}))
+SPEED = throughput(Steps.of({"step": range(20), "tgs": [60.0, *np.tile([101.0, 102.0, 103.0], 7)[:19]]}))
 
 
 def results(floors, flops=Tflops(100, 100, 90, 85), workload="w", device=None):  # noqa: B008

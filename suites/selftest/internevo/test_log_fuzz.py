@@ -84,7 +84,7 @@ def check(data):
         counts = run.counts
         assert counts.lines == shown.count(b"\n") + (len(shown) > 0 and not shown.endswith(b"\n"))
         assert min(counts.steps, counts.known, counts.refused, counts.other) >= 0
-        assert run.steps["line"].between(1, counts.lines).all()
+        assert all(1 <= line <= counts.lines for line in run.steps["line"])
         assert np.all(np.diff(run.steps["step"]) >= 0)
     for analysis in analyze(io.BytesIO(data)):
         analysis.to_json()
@@ -117,11 +117,11 @@ def test_real_logs_with_a_fault(position, fault, which):
 
 
 def test_a_field_may_have_the_name_of_a_column_of_the_readers_own():
-    text = Run().text().replace(b" acc=", b" line=7 time=8 source=9 layout=10 acc=")
+    text = Run().text().replace(b" acc=", b" line=7 time=8 source=9 layout=10 segment=11 acc=")
     (run,) = parse_log(io.BytesIO(text))
     (plain,) = parse_log(io.BytesIO(Run().text()))
     assert run.steps["time="].tolist() == [8.0] * len(run.steps)
-    assert run.steps[plain.steps.columns].equals(plain.steps)
+    assert run.steps.only(plain.steps).frame().equals(plain.steps.frame())
 
 
 @relaxed
@@ -131,7 +131,7 @@ def test_where_chunks_are_cut_makes_no_difference(data, size):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parser, "CHUNK", size)
         pieces = parse_log(io.BytesIO(data))
-    assert [run.steps.to_csv() for run in pieces] == [run.steps.to_csv() for run in whole]
+    assert [run.steps.frame().to_csv() for run in pieces] == [run.steps.frame().to_csv() for run in whole]
     assert [(run.events, run.head) for run in pieces] == [(run.events, run.head) for run in whole]
 
 
@@ -187,7 +187,7 @@ def test_templates_and_marks_read_what_going_line_by_line_reads(changes, chatter
         patch.setattr(marks.Marks, "line", lambda self, begin, idle: begin)
         slow = parse_log(io.BytesIO(data))
     # As text, a number has all its digits and its sign.
-    assert [run.steps.to_csv() for run in fast] == [run.steps.to_csv() for run in slow]
+    assert [run.steps.frame().to_csv() for run in fast] == [run.steps.frame().to_csv() for run in slow]
     assert [(run.events, run.head, run.counts) for run in fast] == [(run.events, run.head, run.counts) for run in slow]
 
 
@@ -198,7 +198,7 @@ def test_lines_without_a_mark_say_nothing(data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(marks.Marks, "line", lambda self, begin, idle: begin)
         slow = parse_log(io.BytesIO(data))
-    assert [run.steps.to_csv() for run in fast] == [run.steps.to_csv() for run in slow]
+    assert [run.steps.frame().to_csv() for run in fast] == [run.steps.frame().to_csv() for run in slow]
     assert [(run.events, run.head, run.counts) for run in fast] == [(run.events, run.head, run.counts) for run in slow]
 
 

@@ -1,14 +1,14 @@
 """The loss by its window, its last step, its spikes, and the step at which it met the target."""
 
 import numpy as np
-import pandas as pd
 import pytest
 
+from conformance.internevo.log import Steps
 from conformance.metrics.loss import loss_of
 
 
 def frame(loss, **columns):
-    return pd.DataFrame({"step": np.arange(len(loss)), "loss": np.array(loss, dtype=float), **columns})
+    return Steps.of({"step": np.arange(len(loss)), "loss": loss, **columns})
 
 
 def noisy(n, level=1.7, sigma=0.02, seed=0):
@@ -17,7 +17,7 @@ def noisy(n, level=1.7, sigma=0.02, seed=0):
 
 def test_the_trailing_window():
     values = np.concatenate([np.linspace(10, 2, 900), noisy(100)])
-    found = loss_of(frame(values, loss_from_metric=values + 0.01, inf_nan_skip_batches=3.0))
+    found = loss_of(frame(values, loss_from_metric=values + 0.01, inf_nan_skip_batches=np.full(1000, 3.0)))
     assert found.window == 100
     assert found.window_mean == pytest.approx(values[-100:].mean())
     assert found.window_ci95[0] < found.window_mean < found.window_ci95[1]
@@ -61,3 +61,20 @@ def test_undefined_losses_are_named_and_never_below_a_target():
 
 def test_a_run_without_steps_has_no_loss():
     assert loss_of(frame([])) is None
+
+
+def test_spikes_are_found_among_undefined_losses():
+    values = noisy(600)
+    values[100:152] = np.nan  # a whole window, and so the first losses after it have none before them
+    values[[200, 203]] = [np.inf, -np.inf]
+    values[[155, 300]] += 0.5
+    found = loss_of(frame(values))
+    assert found.spikes == (200, 300)
+    assert found.undefined == (*range(100, 152), 200, 203)
+
+
+def test_a_window_with_an_infinite_loss_is_not_below():
+    values = np.concatenate([np.full(500, 3.0), np.full(200, 1.0)])
+    values[650] = -np.inf
+    found = loss_of(frame(values), target=2.0)
+    assert (found.first_met, found.held_since) == (500 + 50, None)

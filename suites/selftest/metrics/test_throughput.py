@@ -5,10 +5,10 @@ import runpy
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from conformance.internevo.log import parse_log
+from conformance.internevo.log import Steps, parse_log
+from conformance.internevo.log.steps import stack
 from conformance.metrics.throughput import tflops, throughput
 from conformance.spec import load_workload
 
@@ -17,13 +17,13 @@ Run = runpy.run_path(str(ROOT / "fixtures" / "honest_log.py"))["Run"]
 
 
 def frame(tgs, **columns):
-    return pd.DataFrame({"step": np.arange(len(tgs)), "tgs": np.array(tgs, dtype=float), **columns})
+    return Steps.of({"step": np.arange(len(tgs)), "tgs": tgs, **columns})
 
 
 def test_the_real_run_of_12_steps():
     (run,) = parse_log(io.BytesIO((ROOT / "reference_logs" / "h200-7b-slice24-v0.2.3.log").read_bytes()))
     speed = throughput(run.steps)
-    used = run.steps["tgs"].to_numpy()[1:]
+    used = run.steps["tgs"][1:]
     assert (speed.steady.first, speed.steady.last, speed.steady.used, speed.steady.excluded) == (1, 11, 11, 1)
     assert speed.median == np.median(used) == 12078.36
     assert speed.mean == pytest.approx(used.mean())
@@ -73,7 +73,7 @@ def test_one_lucky_step_does_not_end_warm_up():
 def test_a_resumed_process_warms_up_again():
     run = Run(total_steps=80)
     first, second = (parse_log(io.BytesIO(part))[0].steps for part in (run.text(last=40), run.text(first=40)))
-    merged = pd.concat([first.assign(segment=0), second.assign(segment=1)], ignore_index=True)
+    merged = stack([first.fixing("segment", 0), second.fixing("segment", 1)])
     speed = throughput(merged)
     assert "after each resumption (1)" in speed.steady.rule
     assert speed.steady.used == 78

@@ -49,7 +49,7 @@ def attempts_of(run: Path):
 
 
 def rows_of(analysed):
-    return analysed.steps[["step", "tgs", "loss"]].to_dict("records")
+    return analysed.steps.frame()[["step", "tgs", "loss"]].to_dict("records")
 
 
 def rehearsal(run: Path = TINY) -> str:
@@ -60,9 +60,7 @@ def rehearsal(run: Path = TINY) -> str:
 def accuracy_view(steps: int = 3000):
     """An official accuracy run that misses its target, with a reference curve: a synthesised log, real analysis."""
     (analysed,) = analyze(io.BytesIO(Run(total_steps=steps, data_parallel=32, loss=1.8).text()), name="rank0.log")
-    rows = [
-        dict(zip(("step", "tgs", "loss"), row, strict=True)) for row in analysed.steps[["step", "tgs", "loss"]].values
-    ]
+    rows = rows_of(analysed)
     for row in rows[500:503]:
         row["loss"] = math.nan
     rows = [{**row, "mean_loss": row["loss"]} for row in rows]
@@ -154,9 +152,7 @@ def verification() -> str:
 
 def comparison(names=("Acme A1", "Acme B2", "Umbra")) -> str:
     (analysed,) = analyze(SLICE.open("rb"))
-    rows = [
-        dict(zip(("step", "tgs", "loss"), row, strict=True)) for row in analysed.steps[["step", "tgs", "loss"]].values
-    ]
+    rows = rows_of(analysed)
     base = {
         "vendor": "Acme",
         "workload": "slice-7b-perf",
