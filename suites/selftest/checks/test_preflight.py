@@ -257,7 +257,7 @@ def test_bus_bandwidth_is_held_against_as_many_devices_of_one_node_alone(known, 
     told = judge(Preflight(setup, cluster.tasks, [{**figure, "unit": "GB/s", "source": "the field"}]))
     found = next(finding for finding in told if finding.check == "collective-speed")
     assert found.result is result
-    assert ("from 310, the field" in found.message) is (known == 310.0)
+    assert ("best is -3.2% from 310, the field" in found.message) is (known == 310.0)
 
 
 def test_a_node_that_has_too_little_is_told_in_the_unit_of_its_limit():

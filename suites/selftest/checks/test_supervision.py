@@ -68,6 +68,11 @@ def test_devices_of_one_speed():
     assert (finding.check, finding.result, finding.value) == ("run-clocks", Result.PASS, 1740)
 
 
+@pytest.mark.parametrize(("clock", "result"), [(1800, Result.PASS), (1799, Result.FAIL)])
+def test_nine_tenths_of_the_others_clock_are_enough(clock, result):
+    assert even({"environment/telemetry-node0.csv": [telemetry(2000, clock, 2000)]}).result is result
+
+
 def test_a_slow_device_is_named_with_its_node():
     files = {f"environment/telemetry-node{node}.csv": [telemetry(1755, 1200 if node else 1755)] for node in (0, 1)}
     finding = even(files)
