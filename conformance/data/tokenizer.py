@@ -2,9 +2,9 @@
 
 A model of byte-pair encoding merges neighbours into its pieces, and no other way. Where no piece holds two neighbours,
 nothing ever merges across the border between them, and a text may be cut there; since words repeat, nearly all of them
-are then looked up and not encoded. LLaMA2's model never joins an ASCII letter to another ASCII sign, a digit to
-anything, or a space to what stands before it. Whether a model keeps to this is read from its file; one that does not is
-used on whole texts.
+are then looked up and not encoded (words.py). LLaMA2's model never joins an ASCII letter to another ASCII sign, a digit
+to anything, or a space to what stands before it. Whether a model keeps to this is read from its file; one that does not
+is used on whole texts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from importlib import metadata
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,36 +22,20 @@ if TYPE_CHECKING:
 
 # How sentencepiece writes a space.
 SPACE = "\u2581"
-# Cuts where borders_are_free says so. What touches a sign beyond ASCII stays whole, up to a space or digit.
+# Beyond ASCII; these signs merge with others and with letters.
 BEYOND = "\x80-\U0010ffff"
-WORD = re.compile(
-    rf" *[A-Za-z]+(?![A-Za-z{BEYOND}])| *[^ A-Za-z0-9\n{BEYOND}]+(?![^ A-Za-z0-9\n])|[0-9]{{1,3}}|\n| *[^ 0-9\n]+| +"
-)
-# The same cuts in a text that is ASCII alone, as JSON mostly is, without looking ahead; what comes most often is tried
-# first.
-SIGN = r"[\x00-\x09\x0b-\x1f!-/:-@\[-`{-\x7f]"
-ASCII_WORD = re.compile(rf"[A-Za-z]+| [A-Za-z]+|{SIGN}+| +(?:[A-Za-z]+|{SIGN}*)|[0-9]{{1,3}}|\n")
 # What no piece may hold, or words would merge: a digit beside anything, an ASCII letter beside another ASCII sign, a
 # space behind anything but spaces, a newline.
 MERGING = re.compile(
     rf"[A-Za-z][^A-Za-z{BEYOND}]|[^A-Za-z{BEYOND}][A-Za-z]|[0-9].|.[0-9]|[^{SPACE}]{SPACE}|[ \n]", re.DOTALL
 )
-# A newline is in no piece, so nothing merges with it: it parts words that are encoded together, the first one from the
-# space in front of every text.
-GUARD = "\n"
-# No text is cut into these: in the cache they stand for what a line begins and ends with.
-BEGIN, END = "", GUARD + GUARD
-# A word and its ids take about 250 bytes: a full cache has about 128 MiB.
-CACHED_WORDS = 2**19
-# Longer words hardly come twice.
-CACHED_CHARS = 32
 # Of sentencepiece_model.proto: ModelProto, TrainerSpec, NormalizerSpec.
 TRAINER, NORMALIZER = 2, 3
 MODEL_TYPE, WHITESPACE_AS_SUFFIX, BYTE_FALLBACK = 3, 24, 35
 CHARSMAP, DUMMY_PREFIX, REMOVE_SPACES, ESCAPE_SPACES = 2, 3, 4, 5
 BPE = 2
 
-Encode = Callable[[str], bytes]
+Encode = Callable[[list[str]], bytes]
 
 
 def rehearsal_tokenizer() -> Path:
@@ -109,22 +92,24 @@ def load_tokenizer(model: Path) -> SentencePieceProcessor:
 
 
 def line_encoder(processor: SentencePieceProcessor) -> Encode:
-    """Make the function that turns a document into its line of a ``.bin`` file.
+    """Make the function that turns documents into their lines of a ``.bin`` file.
 
     Args:
         processor: A loaded tokenizer.
 
     Returns:
-        A function from a text without lone surrogates to ``{"tokens": [BOS, ..., EOS]}`` and a newline.
+        A function from texts without lone surrogates to ``{"tokens": [BOS, ..., EOS]}`` and a newline for each.
     """
     whole = whole_encoder(processor)
     head, tail = b'{"tokens": [%d,' % processor.bos_id(), b" %d]}\n" % processor.eos_id()
     if borders_are_free(processor):
+        from conformance.data.words import word_encoder  # NumPy, which is for the workers alone to import
+
         return word_encoder(whole, head, tail)
-    return lambda text: head + whole(text) + tail
+    return lambda texts: b"".join(head + whole(text) + tail for text in texts)
 
 
-def whole_encoder(processor: SentencePieceProcessor) -> Encode:
+def whole_encoder(processor: SentencePieceProcessor) -> Callable[[str], bytes]:
     """Make the plain way from a text to its ids, `` 1, 2, 3,``; right with every model.
 
     Args:
@@ -137,42 +122,8 @@ def whole_encoder(processor: SentencePieceProcessor) -> Encode:
     return lambda text: b"".join(map(written.__getitem__, processor.encode(text)))
 
 
-def word_encoder(whole: Encode, head: bytes, tail: bytes) -> Encode:
-    """Make the fast way from a text to its line, for models whose borders are free.
-
-    Args:
-        whole: The plain way to the ids.
-        head: What a line begins with.
-        tail: What a line ends with.
-
-    Returns:
-        The function.
-    """
-    guard = b" " + whole(GUARD).rpartition(b" ")[2]
-    fixed = {BEGIN: head, GUARD: guard, END: tail}
-    words = fixed.copy()
-
-    def encode(text: str) -> bytes:
-        # sentencepiece begins every text with a space, the empty one excepted, and its own sign for a space is one.
-        found = (ASCII_WORD if text.isascii() else WORD).findall(" " + text.replace(SPACE, " ")) if text else []
-        new = set(found).difference(words)
-        if new:
-            # One call for all of them: most of the time for a word alone is the call's.
-            words.update(zip(new, whole(GUARD + GUARD.join(new)).split(guard)[1:], strict=True))
-        line = b"".join(itemgetter(BEGIN, *found, END)(words))
-        for word in new:
-            if len(word) > CACHED_CHARS:
-                del words[word]
-        if len(words) > CACHED_WORDS:
-            words.clear()
-            words.update(fixed)
-        return line
-
-    return encode
-
-
 def borders_are_free(processor: SentencePieceProcessor) -> bool:
-    """Tell whether a text may be cut as WORD cuts it without changing its ids.
+    """Tell whether a text may be cut into words, as words.py does, without changing its ids.
 
     Args:
         processor: A loaded tokenizer.

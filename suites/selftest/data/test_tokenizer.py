@@ -11,16 +11,8 @@ from hypothesis import strategies as st
 
 from conformance import data
 from conformance.data import tokenizer as module
-from conformance.data.tokenizer import (
-    ASCII_WORD,
-    SPACE,
-    WORD,
-    borders_are_free,
-    line_encoder,
-    load_tokenizer,
-    whole_encoder,
-    word_encoder,
-)
+from conformance.data.tokenizer import MERGING, SPACE, borders_are_free, line_encoder, load_tokenizer
+from conformance.data.words import cut
 from conformance.errors import DataError
 
 CORPUS = Path(__file__).resolve().parents[3] / "fixtures" / "corpus" / "corpus.txt"
@@ -78,37 +70,30 @@ def test_the_rehearsals_model_is_encoded_by_words(tokenizer):
     assert borders_are_free(rehearsal())
 
 
-@settings(deadline=None)
-@given(TEXT)
-def test_words_give_the_ids_of_the_whole_text(text):
-    whole = whole_encoder(rehearsal())
-    expected = "".join(f" {number}," for number in rehearsal().encode(text)).encode()
-    assert whole(text) == expected
-    assert word_encoder(whole, b"[", b"]")(text) == b"[" + expected + b"]"
+def line(processor, text):
+    """What InternEvo's script writes of a text."""
+    return (json.dumps({"tokens": [1, *processor.encode(text), 2]}) + "\n").encode()
 
 
 @settings(deadline=None)
-@given(st.text(st.characters(max_codepoint=127), min_size=1))
-def test_a_text_of_ascii_alone_is_cut_the_same_and_loses_nothing(text):
-    cut = ASCII_WORD.findall(text)
-    assert cut == WORD.findall(text)
-    assert "".join(cut) == text
+@given(st.text(st.sampled_from("aZ.1 \n\u00e9" + SPACE), min_size=1) | st.text(min_size=1))
+def test_a_word_is_never_cut_where_a_piece_may_merge(piece):
+    starts, _ = cut(piece.replace(SPACE, " ").encode())
+    assert starts.tolist() == [0] or MERGING.search(piece)
 
 
 @settings(deadline=None)
-@given(TEXT)
-def test_a_line_is_what_json_writes(text):
-    line = json.dumps({"tokens": [1, *rehearsal().encode(text), 2]}) + "\n"
-    assert line_encoder(rehearsal())(text) == line.encode()
+@given(st.lists(TEXT, max_size=5))
+def test_lines_are_what_json_writes(texts):
+    expected = [line(rehearsal(), text) for text in texts]
+    assert line_encoder(rehearsal())(texts) == b"".join(expected)
 
 
 @settings(deadline=None)
-@given(TEXT)
-def test_a_model_trained_here_is_encoded_by_words_too(text):
-    model = trained()
-    assert borders_are_free(model)
-    line = json.dumps({"tokens": [1, *model.encode(text), 2]}) + "\n"
-    assert line_encoder(model)(text) == line.encode()
+@given(st.lists(TEXT, max_size=5))
+def test_a_model_trained_here_is_encoded_by_words_too(texts):
+    assert borders_are_free(trained())
+    assert line_encoder(trained())(texts) == b"".join(line(trained(), text) for text in texts)
 
 
 OTHERS = [
@@ -130,8 +115,8 @@ def test_a_model_that_crosses_a_border_is_used_on_whole_texts(options):
     model = trained(**options)
     assert not borders_are_free(model)
     encode = line_encoder(model)
-    for text in ["", " ", "  ", "a.b 42 caf\u00e9", *CORPUS.read_text(encoding="utf-8").splitlines()]:
-        assert json.loads(encode(text))["tokens"] == [1, *model.encode(text), 2]
+    texts = ["", " ", "  ", "a.b 42 caf\u00e9", *CORPUS.read_text(encoding="utf-8").splitlines()]
+    assert encode(texts) == b"".join(line(model, text) for text in texts)
 
 
 @pytest.mark.parametrize("piece", ["a.b", ".b", "b_", "a" + SPACE, ". ", "12", SPACE + "1", "\u00e97", "\n", "\n\n"])
@@ -148,13 +133,6 @@ def with_piece(tokenizer, piece, kind):
     field = piece.encode()
     message = b"\x0a%c%s\x18%c" % (len(field), field, kind)
     return SentencePieceProcessor(model_proto=tokenizer.read_bytes() + b"\x0a%c%s" % (len(message), message))
-
-
-def test_a_full_cache_begins_anew(monkeypatch):
-    monkeypatch.setattr(module, "CACHED_WORDS", 3)
-    encode = line_encoder(rehearsal())
-    for text in CORPUS.read_text(encoding="utf-8").splitlines():
-        assert json.loads(encode(text))["tokens"] == [1, *rehearsal().encode(text), 2]
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", None])
