@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -131,10 +132,10 @@ def supervise(
                 break
             time.sleep(POLL_SECONDS)
         if fault is not None:
-            display.notice(fault)
+            _say(display, fault)
     except Interrupted as told:
         interrupted = fault is None
-        display.notice(detector.told_to_end(time.monotonic(), str(told)))
+        _say(display, detector.told_to_end(time.monotonic(), str(told)))
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -151,6 +152,12 @@ def supervise(
     interrupted = interrupted or any(view.interrupted for view in views.values())
     codes = [node.exit_code if node else 0, *(view.exit_code for view in views.values())]
     return Ending(next((code for code in codes if code), 0), interrupted, left_over, fault, tuple(notices))
+
+
+def _say(display: Display, why: Fault) -> None:
+    """Say why a run is being ended; a terminal that is gone, or the very disk that is full, is no obstacle to it."""
+    with contextlib.suppress(OSError):
+        display.notice(why)
 
 
 def _read(reader: LogReader, detector: Detector) -> list[Step]:
