@@ -123,8 +123,8 @@ def judge(files: Evidence) -> Judgement:
         findings.append(curve_checks.agrees(comparison, why_not))
         metrics["curve"] = None if comparison is None else plain(asdict(comparison))
         first_losses = losses_of(analysed.steps)
-        losses.extend([] if first_losses is None else first_losses)
-        steps = DrawnSteps(analysed.steps, np.array(losses))
+        losses.frombytes(b"" if first_losses is None else first_losses.tobytes())
+        steps = DrawnSteps(analysed.steps, losses)
         series = series_digest(analysed.steps)
         del metrics["findings"]  # they stand beside the metrics, with those of the other checks
     checks = load_checks()

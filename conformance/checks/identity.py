@@ -191,26 +191,36 @@ def packing(subject: Subject) -> Finding:
         The finding of check log-packing.
     """
     check, facts = "log-packing", subject.facts
-    names = ("micro_num", "num_samples_in_batch", "largest_length", "largest_batch", "smallest_batch")
-    if not subject.has(*names):
+    if not subject.has("micro_num", "num_samples_in_batch", "largest_length", "largest_batch", "smallest_batch"):
         return skip(check, "The log does not tell how its micro batches were filled.")
+    relation = "num_samples_in_batch agrees with smallest_batch and largest_batch"
+    if facts.micro_num is not None:
+        relation += f", micro_num is {facts.micro_num}"
+    if facts.model is not None:
+        relation += f", no sample is longer than {facts.model.seq_len}"
+        if facts.micro_bsz is not None:
+            room = facts.micro_bsz * facts.model.seq_len
+            relation += f", and samples no longer than largest_length fill micro batches of {room} tokens"
+    return judge(check, subject, subject.where(_misfilled), relation, "counted, not timed")
+
+
+def _misfilled(subject: Subject) -> Bools:
+    """Where the samples cannot be what fills the micro batches."""
+    names = ("micro_num", "num_samples_in_batch", "largest_length", "largest_batch", "smallest_batch")
     micro_num, samples, longest, most, fewest = (subject.column(name) for name in names)
+    facts = subject.facts
     bad: Bools = (fewest < 1) | (most < fewest) | (longest < 1) | (micro_num < 1)
     # One micro batch has the most samples, another the fewest, unless there is but one.
     bad |= samples > (micro_num - 1) * most + np.where(micro_num > 1, fewest, most)
     bad |= samples < (micro_num - 1) * fewest + most
-    relation = "num_samples_in_batch agrees with smallest_batch and largest_batch"
     if facts.micro_num is not None:
         bad |= micro_num != facts.micro_num
-        relation += f", micro_num is {facts.micro_num}"
     if facts.model is not None:
         bad |= longest > facts.model.seq_len
-        relation += f", no sample is longer than {facts.model.seq_len}"
         if facts.micro_bsz is not None:
             room = facts.micro_bsz * facts.model.seq_len
             bad |= (fewest * longest < room) | (samples * longest < micro_num * room)
-            relation += f", and samples no longer than largest_length fill micro batches of {room} tokens"
-    return judge(check, subject, bad, relation, "counted, not timed")
+    return bad
 
 
 def overlap(subject: Subject) -> Finding:

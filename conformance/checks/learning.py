@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -123,28 +124,34 @@ def data_types(subject: Subject) -> Finding:
     names = [name for name in names if subject.has(f"acc/{name}", f"loss/{name}")]
     if not names or not subject.has("acc", "loss_from_metric"):
         return skip(check, "The log has no figures by type of data.")
-    total, accuracy, loss = (np.zeros(len(subject.steps)) for _ in range(3))
-    bad = np.zeros(len(total), dtype=np.bool_)
-    for name in names:  # one by one: of all types at once, a long run's figures take much memory
-        count, right, cost = (subject.column(f"{kind}/{name}") for kind in ("tokens", "acc", "loss"))
-        bad |= (count < 0) | (count != np.floor(count))
-        # A type without tokens in a batch has accuracy 0 and no loss.
-        bad |= (count == 0) & ((right != 0) | ~np.isnan(cost))
-        total += count
-        accuracy += np.where(count > 0, count * right, 0.0)
-        loss += np.where(count > 0, count * cost, 0.0)
-    for weighted, name in ((accuracy, "acc"), (loss, "loss_from_metric")):
-        mean = weighted / total
-        bad |= (total > 0) & apart(mean, subject.column(name), 2 * HALF_DIGIT + 1e-3 * np.abs(mean))
     relation = "accuracy and loss by type of data, weighted by their tokens, are those over all"
     if subject.facts.tokens_per_step is not None:
-        bad |= total > subject.facts.tokens_per_step
         relation += ", and their tokens no more than the batch's"
+        relation += ", which real_tgs counts" * subject.has("real_tgs")
+    return judge(
+        check, subject, subject.where(lambda part: _types_apart(part, names)), relation, "rounded to four decimals"
+    )
+
+
+def _types_apart(subject: Subject, names: Sequence[str]) -> Bools:
+    """Where the figures of these types of data are not those over all."""
+    count, right, cost = (
+        np.array([subject.column(f"{kind}/{name}") for name in names]) for kind in ("tokens", "acc", "loss")
+    )
+    bad = (count < 0) | (count != np.floor(count))
+    # A type without tokens in a batch has accuracy 0 and no loss.
+    bad |= (count == 0) & ((right != 0) | ~np.isnan(cost))
+    wrong: Bools = bad.any(axis=0)
+    total = count.sum(axis=0)
+    for shares, name in ((right, "acc"), (cost, "loss_from_metric")):
+        mean = np.where(count > 0, count * shares, 0.0).sum(axis=0) / total
+        wrong |= (total > 0) & apart(mean, subject.column(name), 2 * HALF_DIGIT + 1e-3 * np.abs(mean))
+    if subject.facts.tokens_per_step is not None:
+        wrong |= total > subject.facts.tokens_per_step
         if subject.has("real_tgs"):
             real = subject.column("tgs") * total / subject.facts.tokens_per_step
-            bad |= apart(subject.column("real_tgs"), real, 5e-3 * real)
-            relation += ", which real_tgs counts"
-    return judge(check, subject, bad, relation, "rounded to four decimals")
+            wrong |= apart(subject.column("real_tgs"), real, 5e-3 * real)
+    return wrong
 
 
 def loss_scale(subject: Subject) -> Finding:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +78,18 @@ class Subject:
             prefix: What they begin with.
         """
         return [name for name in self.steps if name.startswith(prefix)]
+
+    def where(self, bad: Callable[[Subject], Bools]) -> Bools:
+        """Tell which steps are bad, each by its own line.
+
+        Args:
+            bad: Tells it of a few thousand of them.
+
+        Returns:
+            Shape (n,).
+        """
+        found = [bad(replace(self, steps=part)) for part in self.steps.parts()]
+        return np.concatenate([np.zeros(0, np.bool_), *found])
 
     def step_seconds(self) -> Series | None:
         """Give the time of each step by its TGS, in s, shape (n,); None where tokens or cards are not known."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from conformance.checks.finding import Finding, Result
 from conformance.checks.subject import HALF_CENT, RAW, Bools, Series, Subject, apart, judge, skip
@@ -60,15 +58,13 @@ def flops(subject: Subject) -> Finding:
     if subject.plan is not None:
         factor = 4 if subject.plan.checkpoint else 3
     per_token = logged_flops_per_token(model, factor == 4)
-    counted, tgs = subject.column("tflops") * 1e12, subject.column("tgs")
+    bad = subject.where(lambda part: _timed_apart(part, part.column("tflops") * 1e12 / per_token, part.column("tgs")))
     relation = (
         f"tflops / tgs is {per_token:.6e} FLOPs per token: {model.num_layers} layers, hidden size {model.hidden_size}, "
         f"sequence length {model.seq_len}, f = {factor}"
     )
-    values = counted / tgs, np.full(len(tgs), per_token)
-    return judge(
-        check, subject, _timed_apart(subject, counted / per_token, tgs), relation, "one time, read twice", values
-    )
+    values = subject.column("tflops") * 1e12 / subject.column("tgs"), np.full(len(bad), per_token)
+    return judge(check, subject, bad, relation, "one time, read twice", values)
 
 
 def _timed_apart(subject: Subject, earlier: Series, later: Series) -> Bools:
@@ -130,16 +126,16 @@ def speeds(subject: Subject) -> Finding:
         The finding of check log-speeds.
     """
     check, names = "log-speeds", ("last_tgs_1", "tgs_all", "tgs_avg", "tgs_SMA", "last_tgs_10", "last_tgs_50")
-    if not subject.has(*(f"tgs/{name}" for name in names)):
+    columns = [f"tgs/{name}" for name in names]
+    if not subject.has(*columns):
         return skip(check, "The log has no running statistics of speed.")
-    one = subject.column("tgs/last_tgs_1")
-    bad = _timed_apart(subject, one, subject.column("tgs"))
+    bad = subject.where(lambda part: _timed_apart(part, part.column("tgs/last_tgs_1"), part.column("tgs")))
     relation = "last_tgs_1 is tgs"
     for segment in np.unique(subject.column("segment")):
         at = np.flatnonzero(subject.column("segment") == segment)
-        (rows,) = subject.steps.take(slice(at[0], at[-1] + 1))
+        (rows,) = subject.steps.only(["step", *columns]).take(slice(at[0], at[-1] + 1))
         # The sums begin with the process; where its first line is not in the log, they are not known.
-        if rows["step"][0] == 0 or segment > 0 or one[at[0]] == rows["tgs/tgs_all"][0]:
+        if rows["step"][0] == 0 or segment > 0 or rows["tgs/last_tgs_1"][0] == rows["tgs/tgs_all"][0]:
             bad[at] |= _wrong_statistics(rows)
             relation = "last_tgs_1 is tgs, and tgs_all, tgs_avg, tgs_SMA, last_tgs_10 and last_tgs_50 follow from it"
     return judge(check, subject, bad, relation, "sums over the steps, rounded to two decimals")
@@ -148,25 +144,25 @@ def speeds(subject: Subject) -> Finding:
 def _wrong_statistics(rows: Steps) -> Bools:
     """Where a process's statistics do not follow from its own last_tgs_1."""
     one = rows["tgs/last_tgs_1"]
-    n = np.arange(1, len(one) + 1)
     # A step's time is its tokens over last_tgs_1, and the error of that time is its rounding.
-    time, error = (np.concatenate([[0.0], np.cumsum(1 / one**power)]) for power in (1, 2))
-
-    def wrong(name: str, begin: npt.NDArray[Any], end: npt.NDArray[Any]) -> Bools:
-        """Where a column is not the speed over the steps from ``begin`` to ``end``; 0 stands for none yet."""
-        count = end - begin
-        speed = np.where(count > 0, count / (time[end] - time[begin]), 0.0)
-        rounding = np.where(count > 0, speed**2 * (error[end] - error[begin]) / count, 0.0)
-        return apart(rows[name], speed, HALF_CENT * (1 + rounding) + 1e-9 * speed)
-
-    mean = np.cumsum(one) / n
-    bad = apart(rows["tgs/tgs_avg"], mean, 2 * HALF_CENT + 1e-9 * mean)
-    bad |= wrong("tgs/tgs_all", np.zeros_like(n), n)
-    bad |= wrong("tgs/tgs_SMA", np.maximum(n - 50, 0), n)
-    for size in (10, 50):
-        end = n // size * size
-        bad |= wrong(f"tgs/last_tgs_{size}", np.maximum(end - size, 0), end)
-    return bad
+    total, time, error = (np.concatenate([[0.0], np.cumsum(one**power)]) for power in (1, -1, -2))
+    wrong, done = [np.zeros(0, np.bool_)], 0
+    for part in rows.parts():
+        n = np.arange(done + 1, done + len(part) + 1)
+        done += len(part)
+        mean = total[n] / n
+        bad = apart(part["tgs/tgs_avg"], mean, 2 * HALF_CENT + 1e-9 * mean)
+        ten, fifty = (n // size * size for size in (10, 50))
+        spans = {"tgs_all": (0 * n, n), "tgs_SMA": (n - 50, n), "last_tgs_10": (ten - 10, ten)}
+        for name, (begin, end) in {**spans, "last_tgs_50": (fifty - 50, fifty)}.items():
+            # The speed over these steps; 0 stands for none yet.
+            begin = np.maximum(begin, 0)
+            count = end - begin
+            speed = np.where(count > 0, count / (time[end] - time[begin]), 0.0)
+            rounding = np.where(count > 0, speed**2 * (error[end] - error[begin]) / count, 0.0)
+            bad |= apart(part[f"tgs/{name}"], speed, HALF_CENT * (1 + rounding) + 1e-9 * speed)
+        wrong.append(bad)
+    return np.concatenate(wrong)
 
 
 def utilisation(needed_tflops: float, peak_tflops: float | None, ceilings: Mapping[str, float]) -> Finding:

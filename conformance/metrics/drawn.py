@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, overload
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from conformance.internevo.log import Steps
+from conformance.internevo.log.steps import Rows
 
 # What is drawn of every step.
 DRAWN = ("step", "tgs", "loss")
@@ -23,8 +24,11 @@ class DrawnSteps(Sequence[Mapping[str, float]]):
         mean_losses: Loss over all ranks of the first of them, as far as it is known.
     """
 
-    def __init__(self, steps: Steps, mean_losses: npt.NDArray[np.float64]) -> None:
-        self._steps = Steps.of({name: steps[name] for name in DRAWN})
+    def __init__(self, steps: Steps, mean_losses: Iterable[float]) -> None:
+        rows = Rows(DRAWN)
+        for part in steps.parts():
+            rows.add(np.array([part[name] for name in DRAWN]))
+        self._steps = rows.steps()
         self._mean_losses = Steps.of({"mean_loss": mean_losses})
 
     def __len__(self) -> int:

@@ -17,7 +17,7 @@ MIN_WINDOW = 10
 SPIKE_SIGMAS = 6.0
 SPIKE_SHARE = 0.1
 _SPIKE_SPAN, _SPIKE_LEAST = 51, 5  # steps of the running median, and how many must be defined
-_AT_ONCE = 1 << 12  # windows that are sorted at a time
+_AT_ONCE = 1 << 10  # windows that are sorted at a time
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def loss_of(steps: Steps, target: float | None = None, window: int = WINDOW) -> 
     values, numbers = steps["loss"], steps["step"]
     size = window_of(len(values), window)
     tail = values[-size:]
-    metric = steps.get("loss_from_metric")
+    metric = steps["loss_from_metric"][-size:].copy() if "loss_from_metric" in steps else None
     skipped = steps["inf_nan_skip_batches"][-1] if "inf_nan_skip_batches" in steps else np.nan
     first_met, held_since = _met(values, numbers, target, size)
     return Loss(
@@ -82,7 +82,7 @@ def loss_of(steps: Steps, target: float | None = None, window: int = WINDOW) -> 
         window_below=None if target is None else float(np.mean(tail < target)),
         slope=float(np.polyfit(np.arange(size), tail, 1)[0]) if size > 2 and np.isfinite(tail).all() else 0.0,
         from_metric=None if metric is None else float(metric[-1]),
-        from_metric_window_mean=None if metric is None else float(metric[-size:].mean()),
+        from_metric_window_mean=None if metric is None else float(metric.mean()),
         spikes=_spikes(values, numbers),
         undefined=tuple(int(step) for step in numbers[~np.isfinite(values)][:100]),
         skipped_batches=int(skipped) if np.isfinite(skipped) else None,

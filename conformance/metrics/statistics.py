@@ -81,7 +81,9 @@ def robust_sigma(values: Series) -> float:
     Returns:
         The estimate.
     """
-    return MAD_TO_SIGMA * float(np.median(np.abs(values - np.median(values))))
+    deviations = values - np.median(values)
+    np.abs(deviations, out=deviations)
+    return MAD_TO_SIGMA * float(np.median(deviations, overwrite_input=True))
 
 
 def slope(values: Series) -> float:

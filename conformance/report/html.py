@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from conformance.checks.finding import Result, Verdict
 from conformance.evidence import device_name
 from conformance.report import pictures
@@ -21,6 +19,8 @@ from conformance.report.wording import number, words
 from conformance.spec import load_checks
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
+
     from conformance.analysis import RunAnalysis
 
 # What the templates ask of the metrics; a run without a step, and a preflight, have some of them only.
@@ -287,6 +287,8 @@ def _attempts(entries: Sequence[Json]) -> list[dict[str, Any]]:
 
 @cache
 def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # who verifies without a page does without
+
     # Autoescape: vendor strings end up here, and a lab opens the page.
     environment = Environment(
         loader=PackageLoader("conformance.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,

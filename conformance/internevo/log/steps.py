@@ -96,9 +96,9 @@ class Steps:
             The table.
         """
         rows = Rows(tuple(columns))
-        matrix = np.array([np.asarray(values, np.float64) for values in columns.values()])
-        for begin in range(0, matrix.shape[1], _BLOCK):
-            rows.add(matrix[:, begin : begin + _BLOCK])
+        series = [np.asarray(values, np.float64) for values in columns.values()]
+        for begin in range(0, len(series[0]), _BLOCK):
+            rows.add(np.array([values[begin : begin + _BLOCK] for values in series]))
         return rows.steps()
 
     def __len__(self) -> int:
@@ -160,6 +160,15 @@ class Steps:
         names = set(names)
         places = {name: place for name, place in self._places.items() if name in names}
         return Steps(self._blocks, places, {name: value for name, value in self._fixed.items() if name in names})
+
+    def parts(self) -> Iterator[Steps]:
+        """Give the rows in turns, a few thousand at a time: what is computed of these needs little memory.
+
+        Yields:
+            Tables of the same columns, which are the whole one below the other.
+        """
+        for block in self._blocks:
+            yield Steps([block], self._places, self._fixed)
 
     def take(self, *chosen: slice | Column) -> list[Steps]:
         """Choose rows.
