@@ -205,6 +205,12 @@ def test_a_checkpointed_runs_flops_per_token_are_those_of_f_4():
     assert "log-flops" in red(run.text(), plan=plan)
 
 
+def test_readings_of_the_clock_are_further_apart_in_a_short_step():
+    """20 ms of half a second; no f fits as closely as a shape's must, so it is taken to be 3."""
+    assert "log-flops" not in red(mutate(Run(seconds=0.5).text(), "tflops", times(1.01), step=None))
+    assert "log-flops" in red(mutate(Run(seconds=5.0).text(), "tflops", times(1.01), step=None))
+
+
 def test_figures_that_are_raised_together_contradict_the_clock():
     data = SLICE
     for name in ("last_tgs_1", "tgs_all", "tgs_avg", "tgs_SMA", "last_tgs_10"):

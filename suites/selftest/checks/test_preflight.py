@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from conformance.checks.finding import Result
@@ -161,9 +162,11 @@ def test_one_rank_has_no_clock_and_no_speed_to_agree_with():
     cluster = sound_cluster()
     tasks = {task: processes[:1] for task, processes in cluster.tasks.items()}
     tasks["host"][0]["records"] = [r for r in tasks["host"][0]["records"] if r.get("index", 0) == 0]
+    tasks["step"][0]["records"] = [r for r in tasks["step"][0]["records"] if r.get("tensor", 1) == 1]
     found = {f.check: f.result for f in judge(Preflight({**cluster.setup, "nodes": 1, "ranks": 1}, tasks))}
     for check in ("host-clock", "speed-even", "link-even", "arrival-even", "collective-speed"):
         assert found[check] is Result.SKIP
+    assert found["training-step"] is Result.PASS
 
 
 def test_what_was_over_on_every_rank_is_judged_although_its_task_hung():
@@ -351,6 +354,22 @@ def test_one_row_that_is_far_off_is_seen_although_the_whole_is_not():
         rms_norm.update(worst_row=0.1)  # beyond 16 x 3 roundings of 2^-9
 
     assert all_results(change)["kernel-rms-norm"].result is Result.FAIL
+
+
+def test_a_node_with_another_number_of_active_ports_is_named():
+    def change(preflight):
+        ports = find(preflight, "host", "host", 1)["rdma_ports"]
+        ports.append({**ports[0], "port": "mlx5_9/1"})
+
+    found = all_results(change)["host-rdma"]
+    assert found.result is Result.FAIL
+    assert "active ports: node 0 (node-0) 1, node 1 (node-1) 2" in found.message
+
+
+@pytest.mark.parametrize(("check", "roundings"), [("kernel-adamw", 16), ("kernel-cross-entropy", 256)])
+def test_limits_of_fp32_kernels_are_whole_roundings_of_ieee_754(check, roundings):
+    found = all_results(lambda preflight: None)[check]
+    assert found.limit == roundings * np.finfo(np.float32).eps / 2
 
 
 def test_limits_of_collectives_come_from_the_dtype():

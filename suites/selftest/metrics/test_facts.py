@@ -70,6 +70,10 @@ def test_what_the_lines_cannot_tell_is_unknown():
     assert (found.global_batch_size, found.tokens_per_card, found.total_steps) == (None, None, None)
 
 
+def test_lines_without_learning_rates_tell_no_total_steps():
+    assert facts(SAMPLE.replace(b"lr=1e-05 ", b"")).total_steps is None
+
+
 def test_activation_checkpointing_shows_as_f_4():
     per_token = {3: 5.393665e10, 4: 4 / 3 * (5.393665e10 - 6 * 4096 * 32000) + 6 * 4096 * 32000}
     line = SAMPLE.replace(b"tflops=180.4572540886346", b"tflops=%f" % (per_token[4] * 3345.72 / 1e12))

@@ -57,6 +57,12 @@ def test_undefined_losses_are_named_and_never_below_a_target():
     assert found.undefined == (290,)
     assert found.held_since is None
     assert np.isnan(found.window_mean)
+    assert found.slope == 0.0
+
+
+def test_a_loss_at_the_target_is_not_below_it():
+    found = loss_of(frame([2.0] * 100), target=2.0)
+    assert (found.window_below, found.first_met, found.held_since) == (0.0, None, None)
 
 
 def test_a_run_without_steps_has_no_loss():

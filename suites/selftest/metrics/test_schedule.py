@@ -92,9 +92,10 @@ def test_the_rate_after_the_peak_is_held_against_the_curve_too():
     "rates",
     [
         *([], [1e-4], [1e-4] * 10, [1e-4, 2e-4, 3e-4], [np.nan] * 8, [0.0] * 8, list(np.linspace(1e-4, 1e-5, 12))),
+        np.arange(12.0, 0.0, -1.0),
         [2e-4, 1e-4, 2e-4, 1e-4, 2e-4],
     ],
-    ids=["none", "one", "constant", "warm-up only", "undefined", "zero", "linear", "in turn"],
+    ids=["none", "one", "constant", "warm-up only", "undefined", "zero", "linear", "whole numbers", "in turn"],
 )
 def test_rates_that_show_no_cosine_tell_no_length(rates):
     assert fit_total_steps(np.array(rates), np.arange(len(rates)) + 1.0) is None

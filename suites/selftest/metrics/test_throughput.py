@@ -61,6 +61,11 @@ def test_no_more_than_a_quarter_is_left_out_and_the_rule_says_so():
     assert speed.drift > 0.2
 
 
+def test_warm_up_of_one_step_more_than_a_quarter_has_not_settled():
+    steady = throughput(frame([60.0, 65.0, 70.0, 75.0, 80.0, 85.0, *[100.0] * 14])).steady
+    assert (steady.excluded, steady.settled) == (5, False)
+
+
 def test_a_fast_beginning_does_not_count_either():
     assert throughput(frame([150.0, 150.0, 150.0, *[100.0] * 17])).median == 100
     assert throughput(frame([150.0, 150.0, 150.0, *[100.0] * 17])).steady.excluded == 3
@@ -84,6 +89,8 @@ def test_sister_benchmarks_figures():
     tgs = np.arange(1.0, 31.0)
     assert throughput(frame(tgs)).trimmed_mean == tgs[10:-10].mean()
     assert throughput(frame(tgs[:20])).trimmed_mean is None
+    assert throughput(frame([0.5] * 12, **{"tgs/last_tgs_10": [0.0] * 10 + [0.5] * 2})).last_tgs_10 == 0.5
+    assert throughput(frame([0.5] * 9, **{"tgs/last_tgs_10": [0.0] * 9})).last_tgs_10 is None
 
 
 @pytest.mark.parametrize("tgs", [[], [np.nan], [0.0], [-1.0], [np.inf]])
