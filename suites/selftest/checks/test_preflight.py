@@ -53,6 +53,18 @@ def test_a_device_that_tells_nothing_among_others_that_do_is_an_error():
         assert findings[check] is Result.ERROR
 
 
+def test_a_device_that_tells_one_thing_of_its_health_is_judged_by_it():
+    def change(preflight):
+        for process in preflight.tasks["host"]:
+            for record in process["records"]:
+                if record["kind"] == "health":
+                    told = {name: record[name] for name in ("kind", "index", "ecc_uncorrected")}
+                    record.clear()
+                    record.update(told)
+
+    assert all_results(change)["device-health"].result is Result.PASS
+
+
 def all_results(change):
     preflight = sound_cluster()
     change(preflight)

@@ -107,3 +107,10 @@ def test_a_self_declared_floor_has_a_check_of_its_own():
 )
 def test_no_device_does_more_than_it_can(needed, peak, ceilings, result):
     assert utilisation(needed, peak, {f"run {tflops}": tflops for tflops in ceilings}).result is result
+
+
+def test_how_much_of_the_ceiling_was_needed_and_how_much_room_is_left_is_told():
+    found = utilisation(441.0, 989.0, {"a preflight": 700.0})
+    assert "needed 441 TFLOPS/device, 63.0% of 700, the GEMM ceiling of a preflight" in found.message
+    assert (found.limit, found.margin) == (pytest.approx(735.0), pytest.approx(0.4))
+    assert utilisation(989.0, 989.0, {}).margin == 0

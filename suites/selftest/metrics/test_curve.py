@@ -64,6 +64,14 @@ def test_a_constant_offset_is_seen_as_often_as_it_says(further):
     assert np.mean(seen) > 0.85
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_an_offset_up_is_seen_as_soon_as_one_down(seed):
+    losses = runs(5, seed)
+    turned = 2 * losses.mean(axis=0) - losses
+    found = [compare(curve(reference), runs(1, 99)).detectable for reference in (losses, turned)]
+    assert found[0] == pytest.approx(found[1], rel=0.01)
+
+
 def test_more_runs_narrow_the_bound():
     reference = curve(runs(5, 1))
     assert compare(reference, runs(4, 2)).bound < compare(reference, runs(1, 2)).bound
