@@ -16,7 +16,7 @@ from conformance.errors import DataError
 
 KINDS = ("jsonl", "txt", "json")
 PACKED = ("gz", "zst")
-# Some tenths of a second of a worker's time: little is lost by a kill, and eight times as much keeps eight workers busy.
+# A fraction of a second of a worker's time: little is lost by a kill, and eight times as much keeps eight workers busy.
 BLOCK_BYTES = 4 * 2**20
 # Ids take at most 8 bytes for each byte of text, so a block's output stays under 2 GiB.
 MAX_DOCUMENT_BYTES = 128 * 2**20
