@@ -6,6 +6,8 @@ import contextlib
 import fcntl
 import os
 import secrets
+import sys
+import tempfile
 import time
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -48,24 +50,46 @@ def _seed(config):
 
 def _request(config):
     """What is to be measured, refused before anything starts where it cannot be; one device a worker under xdist."""
+    from conformance.internevo.source import find_source, require_pinned
     from conformance.launch.launcher import find_place
     from conformance.plan import Topology, make_plan, parse_overrides
     from conformance.preflight.session import Request, default_workload
+    from conformance.report.keys import load_private_key
     from conformance.spec import load_workload
 
     option = config.option
     device, found = _device(config), _found(config)
-    nodes = option.nodes or 1
+    nodes = 1 if option.nodes is None else option.nodes
+    if nodes < 1 or (option.devices_per_node is not None and option.devices_per_node < 1):
+        raise ConformanceError("--nodes and --devices-per-node count nodes and devices; expected 1 or more.")
     place = find_place(
         nodes, option.launcher, option.node_rank, option.master_addr, option.master_port, dict(os.environ)
     )
     devices = option.devices_per_node or getattr(option, "numprocesses", None) or max(1, found)
     if device.backend != "gloo" and found < devices:
-        raise ConformanceError(f"{devices} device(s) were asked for; this node has {found} ({device.name}).")
-    workload = option.workload or default_workload(device, nodes * devices)
+        raise ConformanceError(
+            f"{devices} device(s) were asked for; this node has {found} ({device.name}).",
+            f"`conformance device-check {device.name}` tells what is missing.",
+        )
+    workload = load_workload(option.workload or default_workload(device, nodes * devices))
     seed, overrides = _seed(config), parse_overrides(option.set)
-    make_plan(load_workload(workload), Topology(nodes, devices), overrides, seed=seed)
-    return Request(workload, place, devices, seed, option.internevo, overrides)
+    make_plan(workload, Topology(nodes, devices), overrides, seed=seed)
+    require_pinned(source := find_source(option.internevo, workload.tag), workload)
+    if option.signing_key is not None:
+        load_private_key(option.signing_key)
+    checkout = source.root if source.kind == "checkout" else None
+    return Request(workload.name, place, devices, seed, checkout, overrides)
+
+
+def _require_writable(folder):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConformanceError(
+            f"{folder} cannot be written to: {error.strerror}.", "Choose another folder with --reports or --run-dir."
+        ) from error
 
 
 def pytest_configure(config):
@@ -76,11 +100,15 @@ def pytest_configure(config):
             config.stash[RUN] = Path(given["preflight_run"])
             config.stash[REQUEST] = replace(_request(config), seed=given["preflight_seed"])
             return
+        if config.option.help:
+            return
         config.stash[REQUEST] = _request(config)
+        stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+        run = (config.option.run_dir or config.option.reports / f"{stamp}-preflight").absolute()
+        for folder in {run.parent, config.option.reports}:
+            _require_writable(folder)
     except ConformanceError as error:
         raise pytest.UsageError(str(error)) from error
-    stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-    run = (config.option.run_dir or config.option.reports / f"{stamp}-preflight").absolute()
     if run.exists() and any(run.iterdir()):
         raise pytest.UsageError(f"The run directory {run} is not empty; choose another --run-dir.")
     config.stash[RUN] = run
@@ -95,16 +123,18 @@ def pytest_configure_node(node):
 
 @pytest.fixture(scope="session")
 def preflight(request):
-    """Findings by check; the first worker of this node measures, the others wait for it."""
+    """Findings by check, or why there are none; the first worker of this node measures, the others wait for it."""
     from conformance.preflight.session import FINDINGS, read_findings
 
     config = request.config
     run = config.stash[RUN]
     with _turn(run):
         if not (run / FINDINGS).is_file() and not (run / ERROR).is_file():
-            _measure_once(config, run)
+            fault = _measure_once(config, run)
+            if fault:
+                return fault
     if (run / ERROR).is_file():
-        pytest.fail((run / ERROR).read_text(), pytrace=False)
+        return (run / ERROR).read_text()
     return {finding.check: finding for finding in read_findings(run)}
 
 
@@ -132,6 +162,7 @@ def _turn(run):
 
 
 def _measure_once(config, run):
+    """What went wrong, in words; nothing where it was measured."""
     from conformance.evidence import create_run_directory
 
     try:
@@ -144,19 +175,18 @@ def _measure_once(config, run):
         with contextlib.suppress(OSError):
             run.mkdir(parents=True, exist_ok=True)
             (run / ERROR).write_text(told)
-        pytest.fail(told, pytrace=False)
+        return told
+    return ""
 
 
 def _measure(config, run):
     from conformance.preflight.attempt import attempt
 
-    reporter = config.pluginmanager.getplugin("terminalreporter")
     capture = config.pluginmanager.getplugin("capturemanager")
 
-    def told(task):
-        if reporter is not None:
-            with capture.global_and_fixture_disabled():
-                print(f"\npreflight: measuring {task}", end="", flush=True)
+    def told(what):
+        with capture.global_and_fixture_disabled():  # a worker of pytest-xdist has the terminal's stderr alone
+            print(f"\npreflight: {what}", end="", file=sys.stderr, flush=True)
 
     attempt(_device(config), config.stash[REQUEST], run, config.option.reports, config.option.signing_key, told)
 

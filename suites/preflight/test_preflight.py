@@ -7,9 +7,16 @@ from conformance.spec import load_checks
 
 CHECKS = [check for check in load_checks().values() if "preflight" in check.applies]
 
+SAID = set()
+
 
 @pytest.mark.parametrize("check", CHECKS, ids=[check.id for check in CHECKS])
 def test_preflight(preflight, check):
+    if isinstance(preflight, str):  # why nothing was measured: said once, not once for every check
+        if preflight in SAID:
+            pytest.skip("the preflight could not be made")
+        SAID.add(preflight)
+        pytest.fail(preflight, pytrace=False)
     finding = preflight.get(check.id)
     if finding is None:
         pytest.fail(f"{check.id}: the check was not made.", pytrace=False)
