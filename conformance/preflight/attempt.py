@@ -35,7 +35,7 @@ def attempt(
         run: An empty run directory.
         reports: The reports folder, which holds the journal.
         signing_key: Private key file; None for this machine's own key.
-        told: Called with the name of each task as it begins.
+        told: Called with what begins, in words.
 
     Returns:
         The report's id; empty on a node that another one judges.
@@ -52,6 +52,9 @@ def attempt(
     try:
         run_on_all_nodes(device, request, run, told)
         outcome = "ended"
+    except KeyboardInterrupt:
+        outcome = "interrupted"
+        raise
     finally:
         redact_run(run)
         digest = evidence.attempt_digest(RunDirectory(run))

@@ -10,7 +10,7 @@ from conformance.errors import LaunchError
 from conformance.launch.launcher import Place
 from conformance.launch.team import ARRIVAL_SECONDS, await_port, open_store
 
-PORT = 8  # after the place's own
+PORT = 1  # after the place's own, on which the measuring processes meet
 LOOK_SECONDS = 0.2
 
 
@@ -31,7 +31,7 @@ class Meeting:
         self._rank, self._nodes = place.node_rank, range(place.nodes)
         self._lost: list[int] = []
         address, port, is_host = place.address, place.port + PORT, place.node_rank == 0
-        told("the other nodes" if is_host else "node 0")
+        told(f"waiting for {'the other nodes' if is_host else 'node 0'}")
         if not is_host:
             await_port(address, port, seconds, lambda nodes, waited: None)
         self._store = open_store("localhost" if is_host else address, port, is_host, seconds)

@@ -7,20 +7,26 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from conformance.checks.finding import Finding
 from conformance.devices import Device, load_device
-from conformance.errors import ConformanceError
+from conformance.errors import ConformanceError, LaunchError
 from conformance.evidence import create_run_directory
+from conformance.launch import torchrun
+from conformance.launch.guard import dismiss, guard, kill_marked
 from conformance.launch.launcher import Place
 from conformance.preflight.session import FINDINGS, LIMITS, Request, longest, read_findings, run_preflight
 
+# What node 0 is at, in a file beside its order.
+DOING = "doing.txt"
+LOOK_SECONDS = 0.2
+END_SECONDS = 10.0  # for srun to end its tasks
 # Both steps, and the time that srun needs to start.
 NODE_SECONDS = sum(map(longest, LIMITS)) + longest("step") + 60
 
@@ -34,7 +40,7 @@ def run_on_all_nodes(
         device: The device plugin.
         request: What is to be measured.
         run: An empty run directory; on a file system of all nodes where srun starts them.
-        told: Called with the name of each task as it begins.
+        told: Called with what begins, in words.
 
     Returns:
         One finding for each check.
@@ -44,11 +50,9 @@ def run_on_all_nodes(
     """
     if request.nodes == 1 or request.place.launcher == "torchrun":
         return run_preflight(device, request, run, told)
-    told(f"all of {request.nodes} nodes")
+    told(f"starting {request.nodes} nodes")
     order = run / "work" / "order.json"
-    place = dataclasses.replace(
-        request.place, launcher="torchrun", address=request.place.address or os.uname().nodename
-    )
+    place = dataclasses.replace(request.place, launcher="torchrun", address=request.place.address or _first_host())
     order.write_text(json.dumps({"device": device.name, **_plain(dataclasses.replace(request, place=place))}))
     program = [sys.executable, "-m", "conformance.preflight.node", str(order)]
     if request.place.launcher == "slurm":
@@ -64,7 +68,7 @@ def run_on_all_nodes(
         commands = [[*program, str(rank)] for rank in range(request.nodes)]
     first = order.parent / "node0"
     try:
-        _run(commands, run / "work" / "nodes.log")
+        _run(commands, order.parent, told)
     except ConformanceError:
         if not (first / FINDINGS).is_file():
             raise
@@ -79,26 +83,54 @@ def _plain(request: Request) -> dict[str, Any]:
     return {**fields, "internevo": None if request.internevo is None else str(request.internevo.resolve())}
 
 
-def _run(commands: list[list[str]], log: Path) -> None:
-    with log.open("wb") as output:
-        try:
-            started = [
+def _first_host() -> str:
+    """Where srun starts node 0: on the allocation's first node, which is this one inside sbatch."""
+    if "SLURMD_NODENAME" in os.environ:
+        return os.uname().nodename
+    command = ["scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError) as error:
+        raise LaunchError(
+            f"`{' '.join(command)}` does not tell the allocation's first node: {error}.", "Start inside sbatch."
+        ) from error
+
+
+def _run(commands: list[list[str]], folder: Path, told: Callable[[str], None]) -> None:
+    """Start the nodes, tell what node 0 is at, and see all of them gone."""
+    log, mark, said = folder / "nodes.log", torchrun.mark(folder, "nodes"), ""
+    end, watch = time.monotonic() + NODE_SECONDS, guard(mark)
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        with log.open("wb") as output:
+            started.extend(
                 subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=os.environ | {torchrun.RUN_MARK: mark},
+                    start_new_session=True,
                 )
                 for command in commands
-            ]
-        except OSError as error:
-            raise ConformanceError(f"{commands[0][0]} could not be started: {error.strerror}.") from error
-        try:
-            codes = [process.wait(NODE_SECONDS) for process in started]
-        except subprocess.TimeoutExpired:
-            codes = [-signal.SIGKILL]
-        finally:
-            for process in started:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            )
+        while any(process.poll() is None for process in started) and time.monotonic() < end:
+            doing = (folder / DOING).read_text() if (folder / DOING).exists() else ""
+            if doing and doing != said:
+                told(said := doing)
+            time.sleep(LOOK_SECONDS)
+    except OSError as error:
+        raise ConformanceError(f"{commands[0][0]} could not be started: {error.strerror}.") from error
+    finally:
+        late = [process for process in started if process.poll() is None]
+        for process in late:  # srun ends its tasks on other machines when it is asked to, and not when it is killed
+            process.terminate()
+        for process in late:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(END_SECONDS)
+        kill_marked(mark)
+        dismiss(watch)
+    codes = [process.wait() for process in started]
     if any(codes):
         words = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
         raise ConformanceError(
@@ -121,9 +153,15 @@ def main(argv: list[str]) -> int:
     place = Place(**{**fields.pop("place"), "node_rank": rank})
     internevo = fields.pop("internevo")
     device = load_device(fields.pop("device"))
+
+    def told(what: str) -> None:
+        if rank == 0:
+            (order.parent / DOING).write_text(what)
+
     try:
         run = create_run_directory(order.parent / f"node{rank}")
-        run_preflight(device, Request(place=place, internevo=Path(internevo) if internevo else None, **fields), run)
+        request = Request(place=place, internevo=Path(internevo) if internevo else None, **fields)
+        run_preflight(device, request, run, told)
     except ConformanceError as error:
         print(f"node {rank}: {error}", flush=True)
         return 2

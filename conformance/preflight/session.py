@@ -19,11 +19,11 @@ from conformance.devices import Device
 from conformance.evidence import PREFLIGHT as SETUP
 from conformance.evidence import write_json
 from conformance.launch.launcher import Place
-from conformance.launch.torchrun import free_port
+from conformance.launch.torchrun import free_port, require_free_port
 from conformance.plan import Plan, Topology, make_plan
 from conformance.preflight.contract_run import check_contract
 from conformance.preflight.driver import KILL_SECONDS, Measured, Ranks, run_task
-from conformance.preflight.meeting import Meeting, named
+from conformance.preflight.meeting import PORT, Meeting, named
 from conformance.preflight.worker import KERNEL_HANGS, KERNEL_SECONDS, Task
 from conformance.spec import load_workload
 from conformance.spec.expected import load_expected
@@ -32,7 +32,6 @@ Tasks = dict[str, list[dict[str, Any]]]
 
 FINDINGS = "environment/preflight-findings.json"
 REHEARSAL_DEVICES = 2
-GATHER_PORT = 9
 # Seconds after which whatever a task still runs is ended: several times what it takes on a sound machine.
 LIMITS = {"contract": 90, "host": 120, "device": 150, "collectives": 120, "step": 150, "gather": 120}
 
@@ -57,7 +56,7 @@ class Request:
 
     Args:
         workload: Name of the workload whose plan gives the shapes.
-        place: Which of how many nodes this is, and where they meet: ten ports from place.port on node 0.
+        place: Which of how many nodes this is, and where they meet: two ports from place.port on node 0.
         devices: Devices of each node.
         seed: Seed of all random inputs.
         internevo: Root of an InternEvo checkout; None for the installed wheel.
@@ -101,14 +100,17 @@ def run_preflight(
         device: The device plugin.
         request: What is to be measured.
         run: An empty run directory with the folders "environment" and "work".
-        told: Called with the name of each task as it begins.
+        told: Called with what begins, in words.
 
     Returns:
         One finding for each check; the same stands in the run directory.
 
     Raises:
-        ConformanceError: The workload cannot be planned on these devices, or a node did not arrive.
+        ConformanceError: The workload cannot be planned on these devices, a port is taken, or a node did not arrive.
     """
+    if request.nodes > 1 and request.place.node_rank == 0:
+        for port in (request.place.port, request.place.port + PORT):
+            require_free_port(port)
     meeting = Meeting(request.place, request.seed, told) if request.nodes > 1 else None
     request = dataclasses.replace(request, seed=meeting.seed) if meeting else request
     topology = Topology(request.nodes, request.devices)
@@ -116,18 +118,18 @@ def run_preflight(
     setup = _setup(device, request, plan)
     write_json(run, SETUP, setup)
     tasks: Tasks = {}
-    told("contract")
+    told("measuring contract")
     rows = check_contract(device, run / "work" / "contract", LIMITS["contract"])
     tasks["contract"] = [
         {"rank": request.place.node_rank, "outcome": "done", "phase": "", "seconds": 0.0, "output": "", "records": rows}
     ]
     _write(run, tasks)
     patience = longest("contract")
-    for number, (name, tensor) in enumerate(_tasks(plan)):
+    for name, tensor in _tasks(plan):
         task = _task(name, device, request, plan, run)
         task = dataclasses.replace(task, tensor=tensor, out=f"{task.out}-{tensor}")
-        ranks = _ranks(request, 1 if name == "host" else request.devices, number)
-        told(name)
+        ranks = _ranks(request, 1 if name == "host" else request.devices)
+        told(f"measuring {name}" + (f" with tensor size {tensor}" if name == "step" else ""))
         if name == "host":
             measured, patience = run_task(task, ranks, LIMITS[name]), patience + longest(name)
         else:
@@ -135,20 +137,20 @@ def run_preflight(
         tasks.setdefault(name, []).extend(one.to_json() for one in measured)
         _write(run, tasks)
     if meeting is not None:
-        told("gather")
+        told("bringing the results of all nodes together")
         task = _task("gather", device, request, plan, run)
-        tasks = _gather(tasks, meeting, task, _ranks(request, 1, GATHER_PORT), patience)
+        tasks = _gather(tasks, meeting, task, _ranks(request, 1), patience)
     _write(run, tasks)
     findings = judge(Preflight(setup, tasks, load_expected()))
     write_json(run, FINDINGS, {"findings": [{**dataclasses.asdict(f), "result": f.result.value} for f in findings]})
     return findings
 
 
-def _ranks(request: Request, local: int, port: int) -> Ranks:
+def _ranks(request: Request, local: int) -> Ranks:
+    # The same port for each task of several nodes: they meet before it, when nothing of the one before runs any more.
     place = request.place
-    return Ranks(
-        local, request.nodes, place.node_rank, place.address, place.port + port if request.nodes > 1 else free_port()
-    )
+    port = place.port if request.nodes > 1 else free_port()
+    return Ranks(local, request.nodes, place.node_rank, place.address, port)
 
 
 def _together(

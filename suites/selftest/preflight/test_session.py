@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import runpy
+import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +15,7 @@ from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from conformance.checks.finding import Result
@@ -27,6 +31,7 @@ from conformance.preflight.driver import Measured, Ranks
 from conformance.preflight.session import read_findings
 from conformance.preflight.worker import Task
 from conformance.selftest.cluster import sound_cluster
+from conformance.spec import load_checks
 from conformance.spec.expected import load_expected
 
 ROOT = Path(__file__).parents[3]
@@ -42,6 +47,10 @@ NODE_VARIABLES = ("NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR"
         (("--workload", "llama-3"), "There is no workload named 'llama-3'"),
         (("--devices-per-node", "5", "--device", "cuda"), "5 device(s) were asked for"),
         (("--device", "cpu", "--set", "tensor=3"), "tiny-perf cannot run like this: "),
+        (("--nodes", "0"), "expected 1 or more"),
+        (("--device", "cpu", "--internevo", "nowhere"), "nowhere is not a folder; expected the root of an InternEvo"),
+        (("--device", "cpu", "--signing-key", "nowhere"), "The key nowhere cannot be read: "),
+        (("--device", "cpu", "--reports", "README.md"), "README.md cannot be written to: File exists."),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_sentence(args, told, tmp_path):
@@ -124,7 +133,7 @@ def test_what_was_measured_is_on_the_disk_before_the_next_task_begins(tmp_path, 
 def test_what_node_0_measured_is_kept_when_another_node_crashes(tmp_path, monkeypatch, judged):
     run = create_run_directory(tmp_path / "run")
 
-    def crash(commands, log):
+    def crash(commands, folder, told):
         first = create_run_directory(run / "work" / "node0")
         (first / "environment/preflight-host.json").write_text("{}")
         if judged:
@@ -141,13 +150,65 @@ def test_what_node_0_measured_is_kept_when_another_node_crashes(tmp_path, monkey
     assert (run / "environment/preflight-host.json").read_text() == "{}"
 
 
-@pytest.fixture
-def suite():
-    """The suite's own conftest, as a module."""
-    spec = spec_from_file_location("preflight_conftest", ROOT / "suites/preflight/conftest.py")
+def test_what_node_0_is_at_is_told_and_no_node_outlives_the_suite(tmp_path):
+    seen = []
+
+    def told(what):
+        seen.append(what)
+        raise KeyboardInterrupt
+
+    script = f"trap '' TERM; echo $$ > {tmp_path}/pid; echo -n measuring > {tmp_path}/doing.txt; sleep 300"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(node, "END_SECONDS", 0.5)
+        node._run([["bash", "-c", script]], tmp_path, told)
+    assert seen == ["measuring"]
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
+def test_a_taken_port_is_refused_before_anything_is_measured(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        request = session.Request("tiny-perf", Place("torchrun", 2, 0, "127.0.0.1", port - meeting.PORT), 1, 7, None)
+        with pytest.raises(LaunchError, match=f"^Port {port} on this machine cannot be used"):
+            session.run_preflight(CpuDevice(), request, create_run_directory(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("environ", "says", "host"),
+    [
+        ({"SLURMD_NODENAME": "n7"}, "exit 1", os.uname().nodename),
+        ({"SLURM_JOB_NODELIST": "n[7-8]"}, 'echo "$3" | grep -q "n.7-8." && printf "n7\\nn8\\n"', "n7"),
+        ({}, "exit 1", None),
+    ],
+)
+def test_nodes_of_an_allocation_meet_on_its_first(environ, says, host, tmp_path, monkeypatch):
+    for name in ("SLURMD_NODENAME", "SLURM_JOB_NODELIST"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\n{says}\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    if host is not None:
+        assert node._first_host() == host
+    else:
+        with pytest.raises(LaunchError, match="does not tell the allocation's first node"):
+            node._first_host()
+
+
+def suite_file(name):
+    """A file of the suite itself, as a module."""
+    spec = spec_from_file_location(f"preflight_{name}", ROOT / f"suites/preflight/{name}.py")
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def suite():
+    return suite_file("conftest")
 
 
 HOLD = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True)"
@@ -178,16 +239,22 @@ def test_whatever_stops_the_measuring_worker_is_told_to_the_others(suite, tmp_pa
         raise IndexError("smi printed nothing")
 
     monkeypatch.setattr(suite, "_measure", measure)
-    with pytest.raises(pytest.fail.Exception, match="IndexError: smi printed nothing"):
-        suite._measure_once(None, tmp_path / "run")
+    assert suite._measure_once(None, tmp_path / "run") == "IndexError: smi printed nothing"
     assert (tmp_path / "run" / suite.ERROR).read_text() == "IndexError: smi printed nothing"
+
+
+def test_why_nothing_was_measured_is_said_once_and_leaves_no_check_passed():
+    test, checks = suite_file("test_preflight").test_preflight, list(load_checks().values())
+    with pytest.raises(pytest.fail.Exception, match="no key"):
+        test("no key", checks[0])
+    with pytest.raises(pytest.skip.Exception, match="could not be made"):
+        test("no key", checks[1])
 
 
 def test_a_run_that_a_killed_worker_began_is_not_gone_on_with(suite, tmp_path, monkeypatch):
     monkeypatch.setattr(suite, "_measure", lambda config, run: pytest.fail("measured into another's run"))
     create_run_directory(tmp_path / "run")
-    with pytest.raises(pytest.fail.Exception, match="was ended"):
-        suite._measure_once(None, tmp_path / "run")
+    assert "was ended" in suite._measure_once(None, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -336,6 +403,7 @@ def test_two_nodes_of_this_machine_pass_as_one_cluster_and_leave_their_evidence(
     command += ["--reports", str(tmp_path)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
     assert result.returncode == 0, result.stdout
+    assert "preflight: measuring collectives" in result.stderr
     assert "2 x cpu on 2 node(s), the shapes of tiny-perf, small ones: this is a rehearsal" in " ".join(
         result.stdout.split()
     )
@@ -353,3 +421,31 @@ def test_two_nodes_of_this_machine_pass_as_one_cluster_and_leave_their_evidence(
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == pytest.ExitCode.USAGE_ERROR
     assert "is not empty" in again.stderr
+
+
+@pytest.mark.slow
+def test_srun_starts_a_preflight_on_every_node(tmp_path, real_parts):
+    pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
+    slurm = runpy.run_path(str(ROOT / "suites/selftest/launch/slurm_cluster.py"))
+    absent = slurm["absent_programs"]()
+    if os.geteuid() != 0 or absent:
+        real_parts(f"needs root and Slurm (apt-get install slurm-wlm munge); absent: {', '.join(absent) or 'root'}")
+    run, folder, output = tmp_path / "run", tmp_path / "slurm", tmp_path / "output"
+    folder.mkdir()
+    command = [sys.executable, "-m", "pytest", "suites/preflight", "-q", "-p", "no:cacheprovider", "--device", "cpu"]
+    command += ["--nodes", "2", "--devices-per-node", "1", "--run-dir", str(run), "--reports", str(tmp_path)]
+    command += ["--master-port", str(free_port())]  # jobs of other clusters on this machine have the same number
+    with slurm["cluster"](folder) as environ:
+        subprocess.run(
+            ["sbatch", "--wait", "--nodes=2", f"--output={output}", f"--wrap={shlex.join(command)}"],
+            cwd=ROOT,
+            env=environ,
+            timeout=580,
+            check=False,
+        )
+    told = output.read_text()
+    assert "2 x cpu on 2 node(s)" in told, told
+    assert "failed" not in told
+    assert [finding.check for finding in read_findings(run)] == list(CHECKS)
+    hosts = read_json(RunDirectory(run), "environment/preflight-host.json")["processes"]
+    assert [process["rank"] for process in hosts] == [0, 1]
