@@ -30,6 +30,7 @@ PACKAGES = (
     "torch-gcu", "torch-sdaa", "nvidia-nccl-cu12", "nvidia-nccl-cu13", "internevo-conformance",
 )  # fmt: skip
 UNLIMITED = -1
+SYS = Path("/sys")
 
 
 def measure(task: Task, journal: Journal) -> None:
@@ -59,7 +60,7 @@ def _health(device: Device, index: int) -> dict[str, Any]:
     health: dict[str, Any] = dict(device.health(index))
     if bus := health.get("bus"):
         # nvidia-smi prints an eight-digit domain, sysfs a four-digit one.
-        where = Path("/sys/bus/pci/devices") / str(bus).lower().removeprefix("0000")
+        where = SYS / "bus/pci/devices" / str(bus).lower().removeprefix("0000")
         health["numa_node"] = _text(where / "numa_node")
         health["local_cpus"] = _text(where / "local_cpulist")
     return health
@@ -106,7 +107,7 @@ def _memory() -> dict[str, Any]:
 
 
 def _cpu() -> dict[str, Any]:
-    system = Path("/sys/devices/system")
+    system = SYS / "devices/system"
     scaling = system / "cpu/cpu0/cpufreq"
     # One "model name" and one "physical id" for each CPU; a virtual machine may have neither.
     lines = [line.partition(":") for line in _text(Path("/proc/cpuinfo")).splitlines()]
@@ -135,7 +136,7 @@ def _operating_system() -> str:
 
 
 def _rdma_ports() -> list[dict[str, str]]:
-    ports = sorted(Path("/sys/class/infiniband").glob("*/ports/*"))
+    ports = sorted((SYS / "class/infiniband").glob("*/ports/*"))
     return [
         {
             "port": f"{port.parts[-3]}:{port.name}",
