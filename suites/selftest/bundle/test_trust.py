@@ -712,6 +712,16 @@ def test_a_floor_of_the_policy_decides_where_the_suite_has_none(honest):
     assert "the lab" in found.limit_source
 
 
+def test_an_accuracy_run_without_a_fingerprint_of_its_data_is_refused(lab):
+    run = lab.accuracy(lab.challenge(workloads=(lab_tools["ACCURACY"],)))
+    (run / evidence.DATA).unlink()
+    lab.journal_accuracy(run)
+    verification = verify(lab.bundle(run), lab.bench(lab_tools["accept_accuracy"]))
+    told = "The evidence holds no fingerprint of the data that it trained on."
+    assert sentence(verification, "data") == ("no", told)
+    assert verification.verdict is Verdict.NOT_CONFORMANT
+
+
 # --- text that attacks its reader ------------------------------------------------------------------------------------
 
 HOSTILE = "\x1b[2J<script>alert(1)</script>\u202e\u200b[red]"

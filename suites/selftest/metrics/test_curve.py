@@ -54,6 +54,31 @@ def test_the_bound_of_several_runs_is_no_wider_than_theirs_needs_to_be():
     assert used(4) == pytest.approx(used(1), rel=0.12)
 
 
+# Student's t of 4 and of 11 degrees of freedom that is exceeded in 5 of 1000 cases, from a printed table.
+T = {5: 4.604095, 12: 3.105807}
+
+
+@pytest.mark.parametrize("further", [1, 4])
+def test_the_bound_is_the_t_interval_of_one_more_run_and_less_for_the_mean_of_several(further):
+    reference = curve(runs(5, 1))
+    others = [np.delete(reference.losses, place, axis=0).mean(axis=0) for place in range(5)]
+    noise = np.array([run / mean - 1 for run, mean in zip(reference.losses, others, strict=True)])
+    blocks = noise.reshape(5, -1, BLOCK).mean(axis=2)
+    rms = np.sqrt((blocks**2).mean(axis=1))
+    narrower = np.sqrt((1 / further + 1 / 5) / (1 + 1 / 5))
+    bound = narrower * (rms.mean() + T[5] * rms.std(ddof=1) * np.sqrt(1 + 1 / 5))
+    assert compare(reference, runs(further, 2)).bound == pytest.approx(bound, rel=1e-6)
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1, 2, 3]])
+def test_the_bound_of_a_pair_is_the_t_interval_of_the_logarithm(seeds):
+    reference = pairs(12, 1)
+    twins = np.array(reference.twins) / np.array(reference.losses)[:, :PAIRED_STEPS] - 1
+    logs = np.log(np.sqrt((twins**2).mean(axis=1)))
+    bound = np.exp(logs.mean() + T[12] * logs.std(ddof=1) * np.sqrt(1 / len(seeds) + 1 / 12))
+    assert paired(reference, seeds).paired.bound == pytest.approx(bound, rel=1e-6)
+
+
 @pytest.mark.parametrize("further", [1, 4])
 def test_a_constant_offset_is_seen_as_often_as_it_says(further):
     seen = []

@@ -81,6 +81,13 @@ def test_four_rates_after_the_peak_are_enough_and_three_are_not():
     assert fit_total_steps(rates[: end - 1], updates[: end - 1]) is None
 
 
+def test_a_rate_two_before_the_peak_is_held_against_the_line():
+    rates, updates = steps("h200-124m-data-exhausted-v0.3.1.log")
+    before = int(np.argmax(rates)) - 2
+    rates[before] *= 0.999
+    assert fit_residual(rates, updates)[before] > 1e-6 * rates.max()
+
+
 def test_the_rate_after_the_peak_is_held_against_the_curve_too():
     rates, updates = steps("h200-124m-data-exhausted-v0.3.1.log")
     after = int(np.argmax(rates)) + 1

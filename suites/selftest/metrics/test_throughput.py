@@ -115,4 +115,5 @@ def test_the_band_is_two_percent_where_a_run_has_no_noise():
     speed = throughput(frame([*steady[:14], 1015.0, *steady[:5]]))
     assert speed.outliers == ()
     assert "within 2.0% of the second half's median of 1000" in speed.steady.rule
+    assert throughput(frame([*steady[:14], 1020.0, *steady[:5]])).outliers == ()
     assert throughput(frame([*steady[:14], 1025.0, *steady[:5]])).outliers == (14,)
