@@ -41,7 +41,7 @@ def ended(record: Mapping[str, Any]) -> Finding:
         outcome,
         limit="ended",
         evidence="environment/run.json",
-        next_step="Run it again; logs/node0/agent.log says what happened until then.",
+        next_step="Run it again, with --resume where it wrote checkpoints; logs/node0/agent.log says what happened.",
     )
 
 
