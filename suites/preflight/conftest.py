@@ -74,10 +74,12 @@ def _request(config):
     workload = load_workload(option.workload or default_workload(device, nodes * devices))
     seed, overrides = _seed(config), parse_overrides(option.set)
     make_plan(workload, Topology(nodes, devices), overrides, seed=seed)
-    require_pinned(source := find_source(option.internevo, workload.tag), workload)
-    if option.signing_key is not None:
-        load_private_key(option.signing_key)
-    checkout = source.root if source.kind == "checkout" else None
+    checkout = None
+    if not option.collectonly:
+        require_pinned(source := find_source(option.internevo, workload.tag), workload)
+        checkout = source.root if source.kind == "checkout" else None
+        if option.signing_key is not None:
+            load_private_key(option.signing_key)
     return Request(workload.name, place, devices, seed, checkout, overrides)
 
 
@@ -105,7 +107,7 @@ def pytest_configure(config):
         config.stash[REQUEST] = _request(config)
         stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
         run = (config.option.run_dir or config.option.reports / f"{stamp}-preflight").absolute()
-        for folder in {run.parent, config.option.reports}:
+        for folder in () if config.option.collectonly else {run.parent, config.option.reports}:
             _require_writable(folder)
     except ConformanceError as error:
         raise pytest.UsageError(str(error)) from error
