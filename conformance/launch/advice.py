@@ -32,8 +32,12 @@ def memory_advice(plan: Plan) -> str:
             ways[" ".join(f"--set {key}={str(value).lower()}" for key, value in change.items())] = smaller.memory.peak
     if not ways:
         return ""
-    told = [f"{options} ({ways[options]:.1f} GiB)" for options in sorted(ways, key=lambda each: ways[each])[:MAX_WAYS]]
-    return f"Legal ways to shrink the estimated peak of {plan.memory.peak:.1f} GiB a device: {'; or '.join(told)}."
+    told = [f"{options} ({_gib(ways[options])})" for options in sorted(ways, key=lambda each: ways[each])[:MAX_WAYS]]
+    return f"Legal ways to shrink the estimated peak of {_gib(plan.memory.peak)} a device: {'; or '.join(told)}."
+
+
+def _gib(size: float) -> str:
+    return f"{size:.1f} GiB" if size >= 1 else f"{size:.3f} GiB"  # a rehearsal's is some tens of MiB
 
 
 def _kept(plan: Plan) -> dict[str, Any]:
