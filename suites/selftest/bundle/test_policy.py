@@ -94,6 +94,13 @@ def test_refused_with_a_sentence(lab, fault):
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize("end", ["valid_from", "valid_until"])
+def test_a_policy_issued_in_the_first_or_last_second_of_its_signers_key_holds(lab, end):
+    document = lab.document()
+    document["keys"][0][end] = document["issued"]
+    assert policy.load(lab.envelope(document)).signed_by == (lab.key_id("lab"),)
+
+
 @pytest.mark.parametrize("signer", ["vendor", "operator", "stranger"])
 def test_only_a_lab_key_signs_a_policy(lab, signer):
     with pytest.raises(SignatureError, match="0 of the accepted keys"):

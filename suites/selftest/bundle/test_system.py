@@ -146,6 +146,12 @@ def test_what_the_evidence_refutes_is_refused(name, value):
         system.complete({**ASKED, name: value}, [report()])
 
 
+@pytest.mark.parametrize("value", ["1", True, None, [1]])
+def test_what_is_no_number_agrees_with_none(value):
+    whole = {**system.complete(ASKED, [report(nodes=1)]), "nodes": value}
+    assert system.contradictions(whole, [report(nodes=1)]) == [f"nodes is '{value}' and the evidence says '1'"]
+
+
 @pytest.mark.parametrize("memory", [2048, 2200.0, 1900])
 def test_installed_memory_may_differ_from_what_the_kernel_sees(memory):
     assert system.complete({**ASKED, "memory_gib_per_node": memory}, [report()])["memory_gib_per_node"] == memory

@@ -282,6 +282,20 @@ def test_a_node_that_has_too_little_is_told_in_the_unit_of_its_limit():
     found = all_results(change)["host-shm"]
     assert ": 0.5 GiB; needed 1 GiB." in found.message
     assert (found.result, found.value, found.limit, found.margin) == (Result.FAIL, 0.5, 1.0, -0.5)
+    disk = all_results(change)["host-disk"]
+    assert (disk.value, disk.limit, disk.unit) == (2000.0, 20.0, "MB/s")
+
+
+@pytest.mark.parametrize(("algbw", "result"), [(41.0, Result.PASS), (39.0, Result.FAIL)])
+def test_a_larger_message_is_at_most_a_fifth_slower_than_a_smaller_one(algbw, result):
+    def change(preflight):
+        for rank in range(4):
+            find(preflight, "collectives", "bandwidth", rank, bytes=1 << 29).update(algbw_gb_per_s=algbw)
+
+    found = all_results(change)["collective-speed"]
+    assert found.result is result
+    told = "all_reduce 50 GB/s at 1048576 bytes, 39 at 536870912"
+    assert (told in found.message) is (result is Result.FAIL)
 
 
 def test_the_slowest_link_is_told_beside_its_limit():

@@ -91,6 +91,7 @@ def test_a_self_declared_floor_has_a_check_of_its_own():
     assert declared_floor(SPEED, 90.0).result is Result.PASS
     assert declared_floor(SPEED, 102.0).result is Result.PASS
     assert declared_floor(SPEED, 102.01).result is Result.FAIL
+    assert declared_floor(SPEED, 85.0).margin == pytest.approx(0.2)
     assert declared_floor(SPEED, 90.0).check == "tgs-floor-declared"
     assert "certifies nothing" in declared_floor(SPEED, 90.0).message
 

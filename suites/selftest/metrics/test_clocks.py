@@ -95,6 +95,13 @@ def test_bytes_at_random(data):
     assert busy_clocks([data]) == row_by_row(data)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=repr)
+def test_rows_may_end_as_on_any_system(end):
+    data = (HEADER + ROW.format(3, 99, 1755) * 50).replace("\n", end).encode()
+    for size in (7, 10_000):
+        assert busy_clocks(pieces(data, size)) == {"3": {1755: 50}}
+
+
 def test_a_row_without_end_takes_no_memory():
     data = HEADER.encode() + b"9" * 500_000 + b"\n" + ROW.format(3, 99, 1755).encode()
     assert busy_clocks(pieces(data, 1000)) == {"3": {1755: 1}}
@@ -104,3 +111,11 @@ def test_a_row_without_end_takes_no_memory():
 @given(st.dictionaries(st.integers(0, 3000), st.integers(1, 5), min_size=1))
 def test_the_median_of_counts_is_that_of_what_was_counted(counts):
     assert median_clock(Counter(counts)) == statistics.median(Counter(counts).elements())
+
+
+def test_devices_stand_in_the_order_in_which_they_were_seen_whatever_the_form_of_later_rows():
+    whole = [ROW.format(n, "100 %", "1755 MHz") for n in range(4)]
+    torn = "torn" + ROW.format(3, "100 %", "1755 MHz") + ROW.format("05", "100 %", "1755 MHz")
+    found = busy_clocks([(HEADER + "".join(whole)).encode(), f"torn\n{torn}".encode()])
+    assert list(found) == ["0", "1", "2", "3", "05"]
+    assert found["3"] == {1755: 2}

@@ -1,6 +1,7 @@
 """What a run was is told by its head, else by its plan, else by its lines, and each fact names its source."""
 
 import io
+import re
 import runpy
 from pathlib import Path
 
@@ -61,6 +62,12 @@ def test_a_pass_whose_time_was_rounded_beyond_the_steps_still_fits_into_the_step
 def test_the_clock_of_the_lines_tells_the_cards(cards):
     found = facts(Run(data_parallel=cards).text(head=False))
     assert (found.cards, found.global_batch_size) == (cards, 8 * cards)
+
+
+@pytest.mark.parametrize("cards", [8, 16])
+def test_the_times_between_lines_alone_tell_the_cards(cards):
+    lines = Run(data_parallel=cards).text(head=False)
+    assert facts(re.sub(rb"fwd_bwd_time=\S+ ", b"", lines)).cards == cards
 
 
 def test_what_the_lines_cannot_tell_is_unknown():

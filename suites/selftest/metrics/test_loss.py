@@ -41,6 +41,7 @@ def test_when_the_target_was_met_and_since_when_it_held():
     assert loss_of(frame(np.full(600, 3.0)), target=2.0).first_met is None
     assert loss_of(frame(values[:700]), target=2.0).held_since is None
     assert loss_of(frame(values)).first_met is None
+    assert loss_of(frame(np.full(10, 1.0)), target=2.0).first_met == 9  # a run of one window
 
 
 def test_spikes_are_named_and_the_first_descent_is_none():
