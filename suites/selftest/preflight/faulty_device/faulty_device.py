@@ -1,4 +1,7 @@
-"""A device that computes on the CPU and has the faults that the variable FAULTS names, separated by commas."""
+"""A device that computes on the CPU and has the faults that the variable FAULTS names, separated by commas.
+
+SEEN has them all, each with the checks that must turn red for it; docs/faults.md is written from it.
+"""
 
 import os
 import sys
@@ -13,7 +16,43 @@ TIMES_SLOWER = 20
 # What any link of the simulated device takes for a block of bytes; far more than the machine's own takes.
 LINK_SECONDS = 0.2
 AT_WORK = {"throttled-at-work", "slow-link-at-work"}
-TOLD = {"count-imports-torch", "no-model", "other-driver-on-node-1", "h200-by-name", "busy-on-node-1"}
+SEEN = {
+    "hang-in-broadcast-on-rank-1": "preflight-ended",
+    "crash-on-rank-1": "preflight-ended",
+    "crash-in-scatter": "preflight-ended",
+    "count-imports-torch": "device-contract",
+    "no-model": "device-contract",
+    "events-do-not-time": "device-contract",
+    "rng-is-not-restored": "device-contract",
+    "memory-is-not-counted": "device-contract",
+    "no-streams": "device-contract",
+    "other-driver-on-node-1": "device-identity",
+    "throttled-at-work": "device-health",
+    "busy-on-node-1": "device-busy",
+    "slow-link-at-work": "device-bus",
+    "half-of-the-memory": "device-capacity",
+    "clock-5-s-off-on-rank-1": "host-clock",
+    "nan-in-one-element-of-products": "gemm-correct",
+    "cpu-that-is-called-h200": "gemm-speed copy-speed",
+    "slow-products-on-rank-1": "speed-even arrival-even",
+    "slow-copies-on-rank-1": "speed-even",
+    "dropped-row-of-the-attention-gradient": "kernel-attention",
+    "hang-in-rotary-rms-norm-and-scatter-on-rank-1": "kernel-rotary kernel-rms-norm kernel-scatter",
+    "rotary-off-by-2-percent": "kernel-rotary",
+    "hang-in-rms-norm": "kernel-rms-norm",
+    "rms-norm-off-by-2-percent": "kernel-rms-norm",
+    "silent-fp16-in-linear": "kernel-linear",
+    "cross-entropy-off-by-2-percent": "kernel-cross-entropy training-step",
+    "embedding-off-by-2-percent": "kernel-embedding",
+    "adamw-off-by-2-percent": "kernel-adamw",
+    "grad-norm-off-by-2-percent": "kernel-grad-norm",
+    "scatter-off-by-2-percent": "kernel-scatter",
+    "scatter-not-the-same-twice": "kernel-determinism",
+    "float64-in-float32-over-ranks": "shim-numerics",
+    "wrong-sum-on-rank-1": "collective-correct",
+    "slow-large-sums": "collective-speed",
+    "half-bandwidth-from-rank-1": "link-even",
+}
 
 
 class FaultyDevice(CpuDevice):
@@ -30,7 +69,7 @@ class FaultyDevice(CpuDevice):
             del identity["model"]
         if "other-driver-on-node-1" in FAULTS:  # one process a node looks at devices
             identity["driver"] = "580.2" if RANK == 1 else "580.1"
-        if "h200-by-name" in FAULTS:
+        if "cpu-that-is-called-h200" in FAULTS:
             identity["model"] = "NVIDIA H200"
         return identity
 
@@ -68,7 +107,7 @@ def wrong_sum_on_rank_1():
     dist.all_reduce = all_reduce
 
 
-def hang_on_rank_1():
+def hang_in_broadcast_on_rank_1():
     import torch.distributed as dist
 
     real = dist.broadcast
@@ -98,7 +137,7 @@ def hanging(*args, **kwargs):
         time.sleep(1)
 
 
-def hang_in_three_kernels_of_rank_1():
+def hang_in_rotary_rms_norm_and_scatter_on_rank_1():
     if RANK == 1:
         for module, kernel in (("rotary_emb", "apply_rotary"), ("torch_scatter", "scatter")):
             stand_in(module, kernel, lambda real: hanging)
@@ -132,7 +171,7 @@ def clock_5_s_off_on_rank_1():
         time.time = lambda: real() + 5
 
 
-def nan_in_one_element():
+def nan_in_one_element_of_products():
     import torch
 
     real = torch.mm
@@ -181,7 +220,7 @@ def dropped_row_of_the_attention_gradient():
     _register(modules)
 
 
-def linear_in_fp16():
+def silent_fp16_in_linear():
     import torch.nn.functional as functional
 
     real = functional.linear
@@ -235,7 +274,7 @@ def forward_larger_by_2_percent(module_class):
     return Larger
 
 
-def rotary_off():
+def rotary_off_by_2_percent():
     def change(real):
         def apply_rotary(x1, x2, cos, sin, out1, out2, conjugate):
             real(x1, x2, cos, sin, out1, out2, conjugate)
@@ -246,15 +285,15 @@ def rotary_off():
     stand_in("rotary_emb", "apply_rotary", change)
 
 
-def rms_norm_off():
+def rms_norm_off_by_2_percent():
     stand_in("apex.normalization.fused_layer_norm", "MixedFusedRMSNorm", forward_larger_by_2_percent)
 
 
-def cross_entropy_off():
+def cross_entropy_off_by_2_percent():
     stand_in("flash_attn.losses.cross_entropy", "CrossEntropyLoss", forward_larger_by_2_percent)
 
 
-def scatter_off():
+def scatter_off_by_2_percent():
     stand_in("torch_scatter", "scatter", larger_by_2_percent)
 
 
@@ -267,13 +306,13 @@ def scatter_not_the_same_twice():
     stand_in("torch_scatter", "scatter", change)
 
 
-def embedding_off():
+def embedding_off_by_2_percent():
     import torch.nn.functional as functional
 
     functional.embedding = larger_by_2_percent(functional.embedding)
 
 
-def adamw_off():
+def adamw_off_by_2_percent():
     import torch
 
     class AdamW(torch.optim.AdamW):
@@ -283,7 +322,7 @@ def adamw_off():
     torch.optim.AdamW = AdamW
 
 
-def grad_norm_off():
+def grad_norm_off_by_2_percent():
     import torch
 
     torch.norm = larger_by_2_percent(torch.norm)
@@ -329,7 +368,7 @@ def slow_large_sums():
     dist.all_reduce = all_reduce
 
 
-def float64_in_float32():
+def float64_in_float32_over_ranks():
     import torch
     import torch.distributed as dist
 
@@ -362,35 +401,34 @@ INJECTIONS = {
     function.__name__.replace("_", "-"): function
     for function in (
         wrong_sum_on_rank_1,
-        hang_on_rank_1,
+        hang_in_broadcast_on_rank_1,
         hang_in_rms_norm,
-        hang_in_three_kernels_of_rank_1,
+        hang_in_rotary_rms_norm_and_scatter_on_rank_1,
         crash_on_rank_1,
         crash_in_scatter,
         clock_5_s_off_on_rank_1,
-        nan_in_one_element,
+        nan_in_one_element_of_products,
         slow_products_on_rank_1,
         dropped_row_of_the_attention_gradient,
-        linear_in_fp16,
+        silent_fp16_in_linear,
         events_do_not_time,
         rng_is_not_restored,
         memory_is_not_counted,
         no_streams,
-        rotary_off,
-        rms_norm_off,
-        cross_entropy_off,
-        scatter_off,
+        rotary_off_by_2_percent,
+        rms_norm_off_by_2_percent,
+        cross_entropy_off_by_2_percent,
+        scatter_off_by_2_percent,
         scatter_not_the_same_twice,
-        embedding_off,
-        adamw_off,
-        grad_norm_off,
+        embedding_off_by_2_percent,
+        adamw_off_by_2_percent,
+        grad_norm_off_by_2_percent,
         slow_copies_on_rank_1,
         half_bandwidth_from_rank_1,
         slow_large_sums,
-        float64_in_float32,
+        float64_in_float32_over_ranks,
         half_of_the_memory,
     )
 }
-unknown = FAULTS - set(INJECTIONS) - AT_WORK - TOLD
-if unknown:
+if unknown := FAULTS - set(SEEN):
     sys.exit(f"unknown faults: {unknown}")
