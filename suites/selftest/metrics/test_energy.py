@@ -17,6 +17,10 @@ def test_mean_power_over_tokens_per_second():
     assert joules_per_token({"a": lines}, 6500.0) == pytest.approx(0.1)
 
 
+def test_what_no_device_draws_is_no_measurement():
+    assert busy_watts([HEADER, *rows(100_000), *rows(100_001, index=1)]) == {"0": 100_000.0}
+
+
 def test_two_nodes_are_averaged_over_their_devices():
     assert joules_per_token({"a": [HEADER, *rows(600)], "b": [HEADER, *rows(800)]}, 700.0) == pytest.approx(1.0)
 
