@@ -41,7 +41,8 @@ MAX_GZIP_RATIO = 100
 _RATIO_FREE_BYTES = 64 * 2**20
 
 _BLOCK = 512
-_CHUNK = 2**20
+_CHUNK = 2**18  # which a processor's cache holds, to be hashed and read
+_READ_AHEAD = 2**16  # who reads more at a time reads into his own memory, without a copy
 _GZIP_INPUT = 2**16
 # One 40 KiB copy of the decompressor for each of these, so that a late member needs no decompression from the start.
 _CHECKPOINT_BYTES = 32 * 2**20
@@ -261,7 +262,7 @@ def open_member(index: BundleIndex, name: str) -> BinaryIO:
     if member is None:
         raise ArchiveError(f"The bundle {index.path} has no file {quoted(name)}.")
     stream = _open(index.path, member.offset, index.checkpoints)
-    return io.BufferedReader(_MemberStream(stream, member), _CHUNK)
+    return io.BufferedReader(_MemberStream(stream, member), _READ_AHEAD)
 
 
 def read_member(index: BundleIndex, name: str, max_bytes: int) -> bytes:

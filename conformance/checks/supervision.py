@@ -9,7 +9,7 @@ from typing import Any
 from conformance.checks.finding import Finding, Result
 from conformance.evidence import FAULTS
 from conformance.launch.slow import EVEN_SHARE
-from conformance.metrics.clocks import busy_clocks
+from conformance.metrics.clocks import busy_clocks, median_clock
 
 # A minute of samples; a slow moment at the start is no slow device.
 MIN_SAMPLES = 60
@@ -80,7 +80,7 @@ def even(telemetry: Mapping[str, Iterable[bytes]]) -> Finding:
         node = name.rsplit("-node", 1)[-1].removesuffix(".csv")
         for index, counts in busy_clocks(pieces).items():
             if sum(counts.values()) >= MIN_SAMPLES:
-                clocks[f"device {index} of node {node}"] = float(statistics.median(counts.elements()))
+                clocks[f"device {index} of node {node}"] = median_clock(counts)
     if len(clocks) < 2:
         return Finding("run-clocks", Result.SKIP, "Fewer than two devices told their clocks for a minute.")
     slowest = min(clocks, key=lambda device: clocks[device])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, chain
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +16,10 @@ from conformance.launch.slow import BUSY_PERCENT
 # What is longer is no row of telemetry.
 _MAX_ROW = 1 << 16
 _MAX_DIGITS = 9
+# A device and its clock are one number: so many times the device, and the clock.
+_BESIDE = MAX_MHZ + 1
 
 Clocks = dict[str, Counter[int]]
-# How often a device held a clock, by both.
-_Counted = Mapping[tuple[str, int], int]
 _Bytes = npt.NDArray[np.uint8]
 _Whole = npt.NDArray[np.int64]
 
@@ -36,17 +37,36 @@ def busy_clocks(pieces: Iterable[bytes]) -> Clocks:
     Returns:
         How often each device held each clock in MHz.
     """
-    found: Clocks = {}
     blocks = _whole_rows(pieces)
     header, _, rest = next(blocks, b"").partition(b"\n")
+    names = split(header.decode(errors="replace"))
+    places = [column(names, pattern) for pattern in (INDEX, BUSY, CLOCK)]
+    counted: Counter[int | tuple[str, int]] = Counter()
     for block in chain([rest], blocks):
         try:
-            counted = _count_columns(split(header.decode(errors="replace")), block)
+            counted.update(_count_columns(len(names), places, block))
         except _OddError:
-            counted = _count_rows(header, block)
-        for (device, clock), count in counted.items():
-            found.setdefault(device, Counter())[clock] += count
+            counted.update(_count_rows(header, block))
+    found: Clocks = {}
+    for pair, count in counted.items():
+        device, clock = pair if isinstance(pair, tuple) else (str(pair // _BESIDE), pair % _BESIDE)
+        found.setdefault(device, Counter())[clock] += count
     return found
+
+
+def median_clock(counts: Counter[int]) -> float:
+    """The median of clocks that were counted.
+
+    Args:
+        counts: How often each was held, once or more in all.
+
+    Returns:
+        The median, in MHz.
+    """
+    clocks = sorted(counts)
+    ends = list(accumulate(counts[clock] for clock in clocks))
+    middle = ((ends[-1] - 1) // 2, ends[-1] // 2)
+    return sum(clocks[bisect_right(ends, place)] for place in middle) / 2
 
 
 def _whole_rows(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -63,14 +83,14 @@ def _whole_rows(pieces: Iterable[bytes]) -> Iterator[bytes]:
     yield carry
 
 
-def _count_rows(header: bytes, block: bytes) -> _Counted:
+def _count_rows(header: bytes, block: bytes) -> Mapping[tuple[str, int], int]:
     rows = samples((header + b"\n" + block).decode(errors="replace").split("\n"))
     return Counter((row.index, row.clock_mhz) for row in rows if row.busy_percent >= BUSY_PERCENT)
 
 
-def _count_columns(header: list[str], block: bytes) -> _Counted:
+def _count_columns(width: int, places: Sequence[int | None], block: bytes) -> Mapping[int, int]:
     """Count what :func:`_count_rows` counts, of all rows at once; thirty times as fast."""
-    index, busy, clock = (column(header, pattern) for pattern in (INDEX, BUSY, CLOCK))
+    index, busy, clock = places
     if index is None or busy is None or clock is None:
         return {}
     if not block.isascii():
@@ -81,9 +101,9 @@ def _count_columns(header: list[str], block: bytes) -> _Counted:
     ends = np.flatnonzero(separators)
     if not len(ends):
         return {}
-    if len(ends) != len(header) * np.count_nonzero(row_ends):
+    if len(ends) != width * np.count_nonzero(row_ends):
         raise _OddError
-    cells = ends.reshape(-1, len(header))
+    cells = ends.reshape(-1, width)
     if not row_ends[cells[:, -1]].all():
         raise _OddError
     devices, whole = _numbers(text, cells, index)
@@ -91,9 +111,8 @@ def _count_columns(header: list[str], block: bytes) -> _Counted:
         raise _OddError
     percents, mhz = _numbers(text, cells, busy)[0], _numbers(text, cells, clock)[0]
     used = (percents >= BUSY_PERCENT) & (mhz >= 0) & (mhz <= MAX_MHZ)
-    pairs, counts = np.unique(devices[used] * (MAX_MHZ + 1) + mhz[used], return_counts=True)
-    told = zip(pairs.tolist(), counts.tolist(), strict=True)
-    return {(str(pair // (MAX_MHZ + 1)), pair % (MAX_MHZ + 1)): count for pair, count in told}
+    pairs, counts = np.unique(devices[used] * _BESIDE + mhz[used], return_counts=True)
+    return dict(zip(pairs.tolist(), counts.tolist(), strict=True))
 
 
 def _numbers(text: _Bytes, cells: _Whole, at: int) -> tuple[_Whole, npt.NDArray[np.bool_]]:

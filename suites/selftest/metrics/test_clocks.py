@@ -1,6 +1,7 @@
 """Telemetry of any form is counted to what reading it row by row gives."""
 
 import io
+import statistics
 from collections import Counter
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from conformance.launch.samples import samples
 from conformance.launch.slow import BUSY_PERCENT
 from conformance.metrics import clocks
-from conformance.metrics.clocks import busy_clocks
+from conformance.metrics.clocks import busy_clocks, median_clock
 
 HEADER = "timestamp, index, uuid, utilization.gpu [%], power.draw [W], clocks.current.sm [MHz]\n"
 ROW = "2026/01/01 00:00:00.000, {}, GPU-1, {}, 650.12 W, {}\n"
@@ -104,3 +105,17 @@ def test_rows_may_end_as_on_any_system(end):
 def test_a_row_without_end_takes_no_memory():
     data = HEADER.encode() + b"9" * 500_000 + b"\n" + ROW.format(3, 99, 1755).encode()
     assert busy_clocks(pieces(data, 1000)) == {"3": {1755: 1}}
+
+
+@relaxed
+@given(st.dictionaries(st.integers(0, 3000), st.integers(1, 5), min_size=1))
+def test_the_median_of_counts_is_that_of_what_was_counted(counts):
+    assert median_clock(Counter(counts)) == statistics.median(Counter(counts).elements())
+
+
+def test_devices_stand_in_the_order_in_which_they_were_seen_whatever_the_form_of_later_rows():
+    whole = [ROW.format(n, "100 %", "1755 MHz") for n in range(4)]
+    torn = "torn" + ROW.format(3, "100 %", "1755 MHz") + ROW.format("05", "100 %", "1755 MHz")
+    found = busy_clocks([(HEADER + "".join(whole)).encode(), f"torn\n{torn}".encode()])
+    assert list(found) == ["0", "1", "2", "3", "05"]
+    assert found["3"] == {1755: 2}
