@@ -70,6 +70,16 @@ class CudaDevice:
         """
         return len(self._visible())
 
+    def absence(self) -> str:
+        """Why there is no device.
+
+        Returns:
+            In words.
+        """
+        if shutil.which("nvidia-smi") is None:
+            return "there is no nvidia-smi in PATH"
+        return f"of {len(_smi('--query-gpu=index'))} devices that nvidia-smi lists, CUDA_VISIBLE_DEVICES shows none"
+
     def _visible(self) -> list[list[str]]:
         rows = _smi("--query-gpu=index,uuid," + ",".join(IDENTITY_FIELDS.values()))
         chosen = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -44,20 +44,24 @@ class Vendor:
     debug: str = ""
     redirect: bool = False
 
-    def present(self) -> bool:
-        """Whether this machine looks like the vendor's: by driver node, else by tool and Python plugin.
+    def absence(self) -> str:
+        """Why this machine does not look like the vendor's: by driver node, else by tool; and by Python plugin.
 
         Returns:
-            False also where nothing that a source confirms could tell.
+            In words; empty where it does.
         """
-        if any(Path(path).exists() for path in self.absent):
-            return False
-        if any(importlib.util.find_spec(module.partition(".")[0]) is None for module in self.imports):
-            return False
+        if other := [path for path in self.absent if Path(path).exists()]:
+            return f"{other[0]} is another vendor's"
+        packages = [module.partition(".")[0] for module in self.imports]
+        if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
+            return f"there is no Python package {missing[0]}"
         if self.nodes and "nodes" not in self.unverified:
-            return all(Path(path).exists() for path in self.nodes)
+            missing = [path for path in self.nodes if not Path(path).exists()]
+            return f"there is no {missing[0]}" if missing else ""
         tool = self.smi.split(" ")[0] if "smi" not in self.unverified else ""
-        return bool(tool and shutil.which(tool))
+        if not tool:
+            return "nothing is confirmed by which it could be recognised"
+        return "" if shutil.which(tool) else f"there is no {tool} in PATH"
 
 
 @functools.cache
@@ -107,7 +111,15 @@ class VendorDevice:
         Returns:
             Number of devices; 0 where the vendor's driver or plugin is absent.
         """
-        return len(self._models()) if self.vendor.present() else 0
+        return 0 if self.vendor.absence() else len(self._models())
+
+    def absence(self) -> str:
+        """Why there is no device.
+
+        Returns:
+            In words; empty where the machine looks like the vendor's.
+        """
+        return self.vendor.absence()
 
     def activate(self) -> None:
         """Import the vendor's plugin and its transfer shim; where there is no shim, redirect torch.cuda.

@@ -224,7 +224,8 @@ def rdma(check: str, preflight: Preflight) -> Finding:
         faults.append(f"active ports of different rates: {', '.join(sorted(rates))}")
     count = sum(active.values())
     good = f"{count} active ports, {', '.join(rates)}"
-    return faultless(check, faults, good, "ports", value=float(count), limit="alike on all nodes")
+    source = "this suite: the slowest port is every rank's"
+    return faultless(check, faults, good, "ports", source, value=float(count), limit="alike on all nodes")
 
 
 def clock(check: str, preflight: Preflight) -> Finding:

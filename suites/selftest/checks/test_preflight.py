@@ -19,6 +19,7 @@ def test_a_sound_cluster_passes_every_check():
     findings = judge(sound_cluster())
     assert [f.check for f in findings] == list(CHECKS)
     assert {f.check: f.message for f in findings if f.result is not Result.PASS} == {}
+    assert [f.check for f in findings if f.limit is None or not f.limit_source] == []
 
 
 def test_every_check_of_a_preflight_is_described():

@@ -106,6 +106,8 @@ def test_visible_devices_choose_and_order(smi, monkeypatch, visible, uuids):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     device = CudaDevice()
     assert [device.identity(index)["uuid"] for index in range(device.count())] == uuids
+    if not uuids:
+        assert device.absence() == "of 2 devices that nvidia-smi lists, CUDA_VISIBLE_DEVICES shows none"
 
 
 def test_a_machine_without_the_tool_has_no_devices(monkeypatch, tmp_path):
@@ -113,6 +115,7 @@ def test_a_machine_without_the_tool_has_no_devices(monkeypatch, tmp_path):
     assert CudaDevice().count() == 0
     assert CudaDevice().health(0) == {}
     assert CudaDevice().identity(0) == {"vendor": "NVIDIA"}
+    assert CudaDevice().absence() == "there is no nvidia-smi in PATH"
     assert "uuid" in IDENTITY_FIELDS
 
 

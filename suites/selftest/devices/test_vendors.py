@@ -66,18 +66,21 @@ def test_a_broken_table_is_refused(tmp_path, text):
 def test_presence_needs_what_a_source_confirms(tmp_path, monkeypatch):
     node = tmp_path / "abacus0"
     row = {**ROW, "imports": (), "nodes": (str(node),)}
-    assert not Vendor(**row).present()
+    assert Vendor(**row).absence() == f"there is no {node}"
     node.touch()
-    assert Vendor(**row).present()
-    assert not Vendor(**row, absent=(str(node),)).present()
-    assert not Vendor(**{**row, "unverified": ("nodes",)}).present()
-    assert not Vendor(**{**row, "imports": ("no_such_module",)}).present()
+    assert not Vendor(**row).absence()
+    assert Vendor(**row, absent=(str(node),)).absence() == f"{node} is another vendor's"
+    assert "nothing is confirmed" in Vendor(**{**row, "unverified": ("nodes",)}).absence()
+    assert (
+        Vendor(**{**row, "imports": ("no_such_module.sub",)}).absence() == "there is no Python package no_such_module"
+    )
     tool = tmp_path / "abacus-smi"
     tool.touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     by_tool = {**row, "nodes": ()}
-    assert Vendor(**by_tool, smi="abacus-smi info").present()
-    assert not Vendor(**{**by_tool, "unverified": ("smi",)}, smi="abacus-smi info").present()
+    assert not Vendor(**by_tool, smi="abacus-smi info").absence()
+    assert Vendor(**by_tool, smi="other-smi info").absence() == "there is no other-smi in PATH"
+    assert Vendor(**{**by_tool, "unverified": ("smi",)}, smi="abacus-smi info").absence()
 
 
 def test_a_missing_module_of_the_vendor_is_named():
