@@ -674,8 +674,9 @@ def test_a_waiver_that_does_not_apply(lab, change):
     assert verify(broken_config(lab), lab.bench(waiver(**change))).verdict is Verdict.NOT_CONFORMANT
 
 
-def patched(lab):
+def patched(lab, change=lambda run: None):
     run = lab.run()
+    change(run)
     (run / "patches").mkdir()
     (run / "patches/own.diff").write_text("--- a\n+++ b\n")
     digest = index_digest((run / "patches/own.diff").read_bytes())
@@ -700,6 +701,15 @@ def test_a_vendors_patch_is_the_labs_to_rule_on(lab, ruling, verdict, answer):
     verification = verify(bundle, lab.bench(rule))
     assert verification.verdict is verdict
     assert sentence(verification, "source")[0] == answer
+
+
+def test_a_ruling_on_a_patch_settles_nothing_else(lab):
+    bundle, digest = patched(lab, lambda run: (run / evidence.FAULTS).unlink())
+    ruling = {"sha256": digest, "accepted": True, "reason": "seen by two people"}
+    verification = verify(bundle, lab.bench(lambda document: document["patches"].append(ruling)))
+    assert sentence(verification, "source")[0] == "yes"
+    assert sentence(verification, "checks")[0] == "open"
+    assert verification.verdict is Verdict.INCONCLUSIVE
 
 
 def test_a_floor_of_the_policy_decides_where_the_suite_has_none(honest):

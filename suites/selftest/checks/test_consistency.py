@@ -219,6 +219,16 @@ def test_figures_that_are_raised_together_contradict_the_clock():
     assert red(data, plan=PLAN) == {"log-step-time"}
 
 
+def test_two_lines_may_have_one_time_and_three_gaps_show_a_tgs_that_is_too_high():
+    times_of = [line[:23] for line in SLICE.splitlines() if b" tflops=" in line]
+    assert "log-clock" not in red(SLICE.replace(times_of[5], times_of[4]))
+    for last, too_high in ((4, True), (3, False)):
+        data = Run().text(last=last)
+        for field in ("tgs (tokens/gpu/second)", "tgs/last_tgs_1", "tgs/tgs_all", "tgs/tgs_avg", "tgs/tgs_SMA"):
+            data = mutate(data, field, times(1.05), step=None)
+        assert ("log-step-time" in red(data)) is too_high
+
+
 LINES = SLICE.splitlines(keepends=True)
 AT = [i for i, line in enumerate(LINES) if b" tflops=" in line]
 
@@ -238,12 +248,13 @@ FIVE, SIX = LINES[AT[5]], LINES[AT[6]]
         (instead(0, 0), "log-steps"),
         (instead(5, 5, FIVE, FIVE), "log-steps"),
         (instead(5, 6, SIX, FIVE), "log-speeds"),
+        (instead(0, 0, mutate(LINES[AT[0]], "tgs/tgs_all", times(1.01), step=None)), "log-speeds"),
         (instead(11, 11), "run-complete"),
         (instead(5, 5, FIVE[:300] + b"\n"), "log-readable"),
         (instead(5, 5, FIVE.replace(b"18:22:15", b"18:22:05")), "log-clock"),
         (instead(5, 5, FIVE.replace(b"18:22:15", b"18:22:14")), "log-step-time"),
     ],
-    ids=["deleted", "first deleted", "twice", "swapped", "last deleted", "cut", "clock back", "clock off"],
+    ids=["deleted", "first deleted", "twice", "swapped", "first sum", "last deleted", "cut", "clock back", "clock off"],
 )
 def test_a_line_that_is_moved_or_lost_is_missed(data, check):
     assert check in red(data, plan=PLAN)
@@ -281,6 +292,18 @@ def test_segments_of_one_run_must_agree_where_they_overlap():
     assert red(run.text(last=80) + run.text(first=60)) == set()
     other = Run(total_steps=120, loss=1.5, seed=4)
     assert red(run.text(last=80) + other.text(first=60)) == {"log-overlap"}
+
+
+@pytest.mark.parametrize("head", [True, False])
+@pytest.mark.parametrize("field", ["tgs_all", "tgs_avg"])
+def test_a_process_sums_its_speeds_from_its_own_first_line(field, head):
+    """Its first line is known as such by what resumed it, or by a sum that is one step's."""
+    run = Run(total_steps=60)
+    before, after = run.text(last=30) if head else b"", run.text(first=30, head=head)
+    assert "log-speeds" not in red(before + after)
+    assert "log-speeds" in red(before + mutate(after, f"tgs/{field}", times(1.01), step=40))
+    if head:
+        assert "log-speeds" in red(before + mutate(after, f"tgs/{field}", times(1.01), step=30))
 
 
 def test_a_segment_without_the_one_before_is_inconclusive():

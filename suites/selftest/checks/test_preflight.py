@@ -299,6 +299,11 @@ def test_a_larger_message_is_at_most_a_fifth_slower_than_a_smaller_one(algbw, re
     assert (told in found.message) is (result is Result.FAIL)
 
 
+def test_how_late_the_last_rank_is_is_told_in_milliseconds():
+    found = all_results(lambda preflight: None)["arrival-even"]
+    assert found.message == "Rank 3 comes last, 0.03 ms late after 20.00 ms of the same work."
+
+
 def test_the_slowest_link_is_told_beside_its_limit():
     found = all_results(lambda preflight: None)["link-even"]
     assert (found.result, found.limit) == (Result.PASS, 0.8)

@@ -8,6 +8,7 @@ from conformance.metrics.statistics import (
     median_interval,
     robust_sigma,
     slope,
+    student_t,
     variance_inflation,
 )
 
@@ -52,6 +53,22 @@ def test_sigma_is_deaf_to_outliers_and_slope_is_a_slope():
     assert robust_sigma(values) == pytest.approx(2, rel=0.15)
     assert slope(np.arange(10) * 0.5 + 3) == pytest.approx(0.5)
     assert slope(np.ones(1)) == 0
+    assert slope(np.array([1.0, 3.0])) == 2
+
+
+@pytest.mark.parametrize(
+    ("probability", "freedom", "t"),
+    [
+        (0.5, 3, 0.0),
+        (0.500002, 1, 6.283185e-6),  # of one degree of freedom it is tan(pi (p - 1/2))
+        (0.75, 1, 1.0),
+        (0.95, 4, 2.131847),
+        (0.975, 10, 2.228139),
+        (0.995, 30, 2.749996),
+    ],
+)
+def test_quantiles_of_students_t_are_those_of_printed_tables(probability, freedom, t):
+    assert student_t(probability, freedom) == pytest.approx(t, rel=1e-6)
 
 
 @pytest.mark.parametrize(("n", "low", "high"), [(6, 1, 6), (10, 1, 10), (20, 5, 16), (30, 9, 22), (100, 40, 61)])

@@ -66,6 +66,16 @@ def test_warm_up_of_one_step_more_than_a_quarter_has_not_settled():
     assert (steady.excluded, steady.settled) == (5, False)
 
 
+def test_three_steps_in_a_row_end_warm_up_whatever_the_next_one_does():
+    assert throughput(frame([50.0, 100.0, 100.0, 100.0, 60.0, *[100.0] * 15])).steady.excluded == 1
+
+
+def test_drift_is_the_change_from_the_first_steady_step_to_the_last():
+    speed = throughput(frame(np.arange(1000.0, 1020.0)))
+    assert (speed.steady.first, speed.steady.last) == (1, 19)
+    assert speed.drift == pytest.approx(18 / 1010)
+
+
 def test_a_fast_beginning_does_not_count_either():
     assert throughput(frame([150.0, 150.0, 150.0, *[100.0] * 17])).median == 100
     assert throughput(frame([150.0, 150.0, 150.0, *[100.0] * 17])).steady.excluded == 3
