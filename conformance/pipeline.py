@@ -37,7 +37,7 @@ from conformance.launch.supervise import Display, Ending, Interrupted, reserve, 
 from conformance.launch.team import Host, Member
 from conformance.plan import Plan
 from conformance.redaction import redact_run, redact_segment
-from conformance.report.build import write_report
+from conformance.report.build import suite_digest, write_report
 from conformance.watch import Watch, checkpoint_bytes, complete_checkpoints, disk_bytes, reference_of
 
 # A performance run leaves some MiB of logs; far less than this free is a disk that will be full before the end.
@@ -217,7 +217,8 @@ def _settings(source: Source, site: Site) -> Settings:
 
 def _asked(request: Request, source: Source) -> dict[str, Any]:
     """What has to be the same on every node."""
-    return {"request": request.to_json(), "internevo": json.loads(json.dumps(_describe(source)))}
+    internevo = {f"InternEvo's {name}": value for name, value in json.loads(json.dumps(_describe(source))).items()}
+    return {"request": request.to_json(), "internevo": internevo, "the suite's digest": suite_digest()}
 
 
 def _gather(

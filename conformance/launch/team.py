@@ -34,6 +34,8 @@ VERDICT_SECONDS = 900.0
 # How long the end of a run may take on another node: stacks, torchrun's 10 s of grace, the last log bytes.
 STOP_SECONDS = 60.0
 CHUNK_BYTES = 1 << 20
+# Of a digest, or a list of changed files, the beginning tells that it is another.
+MAX_TOLD = 40
 RUN, STOP, STOP_WITH_STACKS = "run", "stop", "stop with stacks"
 # What a node may send: its own logs and records, nothing else.
 SENDABLE = r"logs/node{0}/(?:rank\d{{1,7}}|agent)\.log|environment/(?:rank\d{{1,7}}\.json|telemetry-node{0}\.csv)"
@@ -97,6 +99,19 @@ def _unreachable(address: str, port: int, what: str) -> LaunchError:
     )
 
 
+def _differences(ours: object, theirs: object, name: str = "") -> list[str]:
+    """What was asked for otherwise on another node, by its name."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        names = sorted(ours.keys() | theirs.keys())
+        return [told for one in names for told in _differences(ours.get(one), theirs.get(one), one)]
+    return [] if ours == theirs else [f"{name} is {_short(theirs)} there and {_short(ours)} on node 0"]
+
+
+def _short(value: object) -> str:
+    text = "not set" if value is None else str(value)
+    return text if len(text) <= MAX_TOLD else f"{text[:MAX_TOLD]}..."
+
+
 class Host:
     """Node 0's end.
 
@@ -136,11 +151,10 @@ class Host:
         try:
             hellos = self._collect("hello", seconds, starter_failed, waiting)
             for node, hello in hellos.items():
-                if hello["request"] not in (None, dict(request)):
+                if hello["request"] is not None and (differs := _differences(dict(request), hello["request"])):
                     raise LaunchError(
-                        f"Node {node} ({hello['host']}) was started for {hello['request']}; "
-                        f"node 0 for {dict(request)}.",
-                        "Start the same command, with the same options, on every node.",
+                        f"Node {node} ({hello['host']}) was not started as node 0 was: {'; '.join(differs)}.",
+                        "Start the same command of the same suite, with the same options, on every node.",
                     )
             self._store.set("job", json.dumps(job(hellos)))
             for node, ready in self._collect("ready", seconds, starter_failed, waiting).items():

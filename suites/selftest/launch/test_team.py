@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -112,11 +113,22 @@ def test_a_node_that_goes_away_before_all_have_arrived_is_named(port, runs):
         host.gather(REQUEST, lambda hellos: JOB, seconds=3)
 
 
-def test_a_node_that_was_asked_for_something_else_is_named(port, runs):
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        ({"workload": "other", "seed": 1, "suite": "ab" * 32}, "workload is other there and tiny-perf on node 0"),
+        ({"workload": "tiny-perf", "seed": 2, "suite": "ab" * 32}, "seed is 2 there and 1 on node 0"),
+        ({"workload": "tiny-perf", "suite": "ab" * 32}, "seed is not set there and 1 on node 0"),
+        ({"workload": "tiny-perf", "seed": 1, "suite": "cd" * 32}, f"suite is {'cd' * 20}... there and {'ab' * 20}..."),
+    ],
+)
+def test_a_node_that_was_asked_for_something_else_is_named_with_that_alone(theirs, said, port, runs):
     host = Host(port, [1], runs[0])
-    member = in_thread(lambda: Member("127.0.0.1", port, 1, {"workload": "other"}, seconds=20))
-    with pytest.raises(LaunchError, match=r"Node 1 .* was started for .*other"):
-        host.gather(REQUEST, lambda hellos: JOB, seconds=20)
+    member = in_thread(lambda: Member("127.0.0.1", port, 1, {"request": theirs}, seconds=20))
+    ours = {"request": {"workload": "tiny-perf", "seed": 1, "suite": "ab" * 32}}
+    with pytest.raises(LaunchError, match=re.escape(said)) as refused:
+        host.gather(ours, lambda hellos: JOB, seconds=20)
+    assert str(refused.value).count(" there and ") == 1
     assert "called the run off" in str(member()["error"])
 
 
