@@ -62,7 +62,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--devices-per-node", type=int, metavar="N", help="devices on each node (default: what it has)")
     group.addoption("--workload", metavar="NAME", help="workload whose shapes the preflight measures")
     group.addoption("--device", metavar="NAME", help="device plugin (default: the accelerator found, or cpu)")
-    group.addoption("--internevo", type=Path, metavar="PATH", help="InternEvo checkout (default: the installed wheel)")
+    group.addoption(
+        "--internevo",
+        type=Path,
+        metavar="PATH",
+        help="InternEvo checkout (default: what `conformance internevo get` fetched; to rehearse, the installed wheel)",
+    )
     group.addoption(
         "--patch",
         type=Path,
@@ -92,7 +97,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--master-port", type=int, metavar="PORT", help="port on node 0, and the one after it (default: MASTER_PORT)"
     )
     group.addoption(
-        "--seed", type=int, default=DEFAULT_SEED, metavar="N", help=f"InternEvo's seed (default: {DEFAULT_SEED})"
+        "--seed",
+        type=int,
+        default=DEFAULT_SEED,
+        metavar="N",
+        help=f"InternEvo's seed (default: {DEFAULT_SEED}; of a preflight a fresh one)",
     )
     group.addoption(
         "--challenge", type=Path, metavar="FILE", help="the lab's challenge, which gives the seed that answers it"
