@@ -132,10 +132,10 @@ def _run(commands: list[list[str]], folder: Path, told: Callable[[str], None]) -
         dismiss(watch)
     codes = [process.wait() for process in started]
     if any(codes):
-        words = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
-        raise ConformanceError(
-            f"A node's preflight failed: {words[0] if words else f'exit codes {codes}'}.", f"See {log}."
-        )
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        said_why = [line for line in lines if line.startswith("node ")]  # as main() does; srun adds lines of its own
+        words = (said_why or lines[-1:] or [f"exit codes {codes}."])[0]
+        raise ConformanceError(f"A node's preflight failed: {words}", f"See {log}.")
 
 
 def main(argv: list[str]) -> int:
@@ -152,13 +152,13 @@ def main(argv: list[str]) -> int:
     rank = int(argv[1]) if len(argv) > 1 else int(os.environ["SLURM_PROCID"])
     place = Place(**{**fields.pop("place"), "node_rank": rank})
     internevo = fields.pop("internevo")
-    device = load_device(fields.pop("device"))
 
     def told(what: str) -> None:
         if rank == 0:
             (order.parent / DOING).write_text(what)
 
     try:
+        device = load_device(fields.pop("device"))
         run = create_run_directory(order.parent / f"node{rank}")
         request = Request(place=place, internevo=Path(internevo) if internevo else None, **fields)
         run_preflight(device, request, run, told)

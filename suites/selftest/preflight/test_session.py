@@ -165,6 +165,20 @@ def test_what_node_0_is_at_is_told_and_no_node_outlives_the_suite(tmp_path):
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
+@pytest.mark.parametrize(
+    ("prints", "told"),
+    [
+        ("echo node 1: Node 0 ended.; echo srun: error: task 1 exited", "failed: node 1: Node 0 ended. See "),
+        ("echo ImportError: no torch", "failed: ImportError: no torch See "),
+        (":", "failed: exit codes [2]. See "),
+    ],
+)
+def test_why_a_node_failed_is_told(tmp_path, prints, told):
+    with pytest.raises(ConformanceError) as failed:
+        node._run([["bash", "-c", f"{prints}; exit 2"]], tmp_path, lambda what: None)
+    assert told in str(failed.value)
+
+
 def test_a_taken_port_is_refused_before_anything_is_measured(tmp_path):
     with socket.socket() as taken:
         taken.bind(("", 0))
