@@ -168,21 +168,21 @@ class Parser:
             return self._read_lines(chunk, line)
         template = self._templates[depth]
         found = list(find_lines(template, chunk))
-        whole = [match.span() for match in found] == [(0, len(chunk))]
+        spans = [match.span() for match in found]
+        whole = spans == [(0, len(chunk))]
         try:
-            times, values = read_values(template, chunk if whole else b"".join([match[0] for match in found]))
+            times, values = read_values(template, chunk if whole else b"".join([chunk[a:b] for a, b in spans]))
         except ValueError:  # the letters and signs of numbers, but no number
             return self._scan(chunk, line, depth + 1)
         lines = np.empty(len(times))
         done = row = 0
-        if self._is_quiet(chunk, found):
+        if self._is_quiet(chunk, spans):
             self._note(template.place)
-            lines, rows_of = _number_rows(chunk, line, found)
+            lines, rows_of = _number_rows(chunk, line, spans)
             if template.clock:
                 times += np.repeat([midnight(match["date"]) for match in found], rows_of)
-            done, line, row = found[-1].end(), int(lines[-1]) + 1, len(times)
-        for match in () if row else found:
-            begin, end = match.span()
+            done, line, row = spans[-1][1], int(lines[-1]) + 1, len(times)
+        for match, (begin, end) in () if row else zip(found, spans, strict=True):
             line = self._scan(chunk[done:begin], line, depth + 1)
             # A line of metrics ends what stands before it.
             self._close_record()
@@ -200,12 +200,12 @@ class Parser:
             self.counts["steps"] += row
         return self._scan(chunk[done:], line, depth + 1)
 
-    def _is_quiet(self, chunk: bytes, found: Sequence[re.Match[bytes]]) -> bool:
+    def _is_quiet(self, chunk: bytes, spans: Sequence[tuple[int, int]]) -> bool:
         """Whether nothing is pending, and nothing between the lines found says anything; one look for all."""
-        if len(found) < 2 or self._record is not None or self._traces.waiting or not self._traces.idle:
+        if len(spans) < 2 or self._record is not None or self._traces.waiting or not self._traces.idle:
             return False
-        ends = [0, *(match.end() for match in found)]
-        gaps = b"".join([chunk[end : match.start()] for end, match in zip(ends, found, strict=False)])
+        ends = [0, *(end for _, end in spans)]
+        gaps = b"".join([chunk[end:begin] for end, (begin, _) in zip(ends, spans, strict=False)])
         return Marks(gaps).line(0, idle=True) == len(gaps)
 
     def _read_lines(self, chunk: bytes, line: int) -> int:
@@ -344,10 +344,10 @@ class Parser:
         self._loose_rows = 0
 
 
-def _number_rows(chunk: bytes, line: int, found: Sequence[re.Match[bytes]]) -> tuple[Matrix, npt.NDArray[np.intp]]:
+def _number_rows(chunk: bytes, line: int, spans: Sequence[tuple[int, int]]) -> tuple[Matrix, npt.NDArray[np.intp]]:
     """Number the lines that a template found in a chunk, all at once; how many each match has."""
     ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n"))
-    before, after = np.searchsorted(ends, np.array([match.span() for match in found]).T)
+    before, after = np.searchsorted(ends, np.array(spans).T)
     rows = after - before
     skipped = before - np.cumsum(rows) + rows  # lines before each match that no match has
     return line + np.repeat(skipped, rows) + np.arange(rows.sum(), dtype=np.float64), rows

@@ -39,13 +39,14 @@ class _Block:
         if self._plain is not None:
             self._plain[place] = values
         else:
-            self._packed[place] = _pack(np.ascontiguousarray(np.broadcast_to(values, self.rows)))
+            self._packed[place] = _pack(np.full(self.rows, values))
 
     def __getitem__(self, place: int) -> Matrix:
+        """A column; one value where all are alike."""
         if self._plain is not None:
             return np.asarray(self._plain[place])
         kept, least, scale = self._packed[place]
-        return np.broadcast_to((kept + least) / scale if scale else kept, self.rows)
+        return (kept + least) / scale if scale else kept
 
 
 def _pack(values: Matrix) -> tuple[Column, float, int]:

@@ -111,7 +111,7 @@ def find_lines(template: Template, chunk: bytes) -> Iterator[re.Match[bytes]]:
     """
     end = 0
     while (mark := chunk.find(template.mark, end)) >= 0:
-        begin = max(end, chunk.rfind(b"\n", end, mark) + 1)
+        begin = chunk.rfind(b"\n", end, mark) + 1 or end
         if match := template.pattern.match(chunk, begin):
             yield match
         # A line without line end is the last one, and cut.
