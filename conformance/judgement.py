@@ -97,7 +97,7 @@ def judge(files: Evidence) -> Judgement:
         return _judge_preflight(files)
     # What is smaller than a block that was ever given back, glibc keeps for the next one that is asked for: otherwise a
     # fifth of the time would go into getting each chunk's memory anew.
-    len(bytes(1 << 22))
+    len(bytes(1 << 21))
     plan = plan_of(request_from_json(evidence.read_json(files, evidence.REQUEST)))
     with files.open(evidence.CONFIG) as stream:
         config = stream.read(evidence.MAX_JSON_BYTES).decode(errors="replace")
@@ -462,10 +462,10 @@ def series_digest(steps: Steps) -> str:
         sha256, hex, over every logged loss and gradient norm.
     """
     columns = sorted(name for name in steps if name == "loss" or name.startswith("grad_norm"))
-    values = np.empty((len(steps), len(columns)), "<f8")
-    for place, name in enumerate(columns):
-        values[:, place] = steps[name]
-    return hashlib.sha256(values.data).hexdigest()
+    digest = hashlib.sha256()
+    for part in steps.parts():
+        digest.update(np.array([part[name] for name in columns], "<f8").T.tobytes())
+    return digest.hexdigest()
 
 
 def _chained(files: Evidence, attempts: Sequence[Attempt], resumable: bool) -> Finding:
