@@ -64,6 +64,8 @@ def test_an_honest_bundle_answers_every_question_with_yes(honest):
     assert set(answers(verification).values()) == {"yes"}
     assert verification.verdict is Verdict.REHEARSAL
     assert verification.vendor == VENDOR
+    signed = len(archive.read_index(bundle).members) - 1
+    assert sentence(verification, "files")[1] == f"All {signed} files have the signed SHA-256."
     assert list(answers(verification)) == [
         "archive",
         "signature",
@@ -730,6 +732,33 @@ def test_an_accuracy_run_without_a_fingerprint_of_its_data_is_refused(lab):
     told = "The evidence holds no fingerprint of the data that it trained on."
     assert sentence(verification, "data") == ("no", told)
     assert verification.verdict is Verdict.NOT_CONFORMANT
+
+
+def test_a_floor_of_the_policy_for_tflops_decides_too(honest):
+    lab, bundle = honest
+
+    def tflops(value):
+        def change(document):
+            floor(value)(document)
+            document["floors"][0].update(metric="tflops", unit="TFLOPS/device")
+
+        return change
+
+    for value, result in ((1e-9, "PASS"), (1e9, "FAIL")):
+        (run,) = verify(bundle, lab.bench(tflops(value))).runs
+        found = next(one for one in run.findings if one.check == "tflops-floor")
+        assert (found.result.value, found.limit) == (result, value)
+
+
+def test_two_faults_of_one_check_are_told_as_faults(lab):
+    run = lab.run()
+    faults = [{"kind": kind, "message": f"A {kind} came.", "next_step": "Look."} for kind in ("stall", "crash")]
+    edit(run / evidence.FAULTS, lambda record: record.update(faults=faults))
+    lab_tools["end_journal"](run)
+    answer, message = sentence(verify(lab.bundle(run), lab.bench()), "checks")
+    assert answer == "no"
+    assert "A stall came." in message
+    assert "A crash came." in message
 
 
 # --- text that attacks its reader ------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import io
 import re
 import runpy
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -260,6 +261,63 @@ def test_a_line_that_is_moved_or_lost_is_missed(data, check):
     assert check in red(data, plan=PLAN)
 
 
+@pytest.mark.parametrize(("earlier", "result"), [(5, Result.PASS), (8, Result.FAIL)])
+def test_a_stamp_may_be_early_by_its_own_rounding_alone(earlier, result):
+    """4 ms of logging lie between two steps of this log, and a stamp is cut to 1 ms at either end."""
+    lines = Run(jitter=0).text().splitlines(keepends=True)
+    at = next(i for i, line in enumerate(lines) if b" step=6 " in line)
+    stamp = datetime.fromisoformat(lines[at][:23].decode().replace(",", "."))
+    moved = (stamp - timedelta(milliseconds=earlier)).isoformat(" ", "milliseconds").replace(".", ",")
+    lines[at] = moved.encode() + lines[at][23:]
+    (run,) = analyze(io.BytesIO(b"".join(lines)))
+    assert {f.check: f.result for f in run.findings}["log-step-time"] is result
+
+
+@pytest.mark.parametrize(
+    ("samples", "filled"), [(3 * 4 + 11, True), (3 * 4 + 10, False), (3 * 11 + 4, True), (3 * 11 + 5, False)]
+)
+def test_samples_of_a_step_are_what_its_fullest_and_emptiest_micro_batches_allow(samples, filled):
+    """The smallest of the four holds 4, the largest 11; so the other two hold 4 to 11 each."""
+    data = mutate(SLICE, "num_samples_in_batch", to(b"%d" % samples))
+    assert ("log-packing" in red(data)) is not filled
+
+
+def test_what_is_possible_at_its_very_end_is_possible():
+    assert "log-ranges" not in red(mutate(SLICE, "acc", to(b"1.0")))
+    assert "log-ranges" in red(mutate(SLICE, "acc", to(b"1.0001")))
+
+
+def test_a_small_loss_and_its_perplexity_are_each_rounded():
+    """A loss of 0.00105 is logged as 0.0010, and its exponential of 1.00105 as 1.0011."""
+    data = SLICE
+    for field, value in (("loss_from_metric", b"0.0010"), ("perplexity", b"1.0011")):
+        data = mutate(data, field, to(value))
+    assert "log-perplexity" not in red(data)
+    assert "log-perplexity" in red(mutate(data, "perplexity", to(b"1.0013")))
+
+
+def test_a_sum_of_speeds_is_exact_to_its_decimals():
+    value = b"%.2f" % (float(re.search(rb"tgs/tgs_all=(\S+)", SIX)[1]) + 0.05)
+    assert "log-speeds" in red(mutate(SLICE, "tgs/tgs_all", to(value)))
+
+
+def test_a_head_without_parallel_sizes_is_one_of_none():
+    head = b"\n".join(line for line in SLICE.split(b"\n") if b"tensor parallel size" not in line)
+    (run,) = analyze(io.BytesIO(head))
+    assert {f.check: f.result for f in run.findings}["log-elements"] is Result.PASS
+
+
+def test_a_relation_that_holds_is_told_with_its_limit_of_no_step():
+    (run,) = analyze(io.BytesIO(SLICE))
+    held = [f for f in run.findings if f.check.startswith("log-") and f.unit == "steps"]
+    assert {(f.result, f.value, f.limit) for f in held} == {(Result.PASS, 0.0, 0.0)}
+
+
+def test_one_step_of_one_rank_strays_no_further_than_the_log_shows():
+    run = Run(total_steps=300, data_parallel=32)
+    assert "log-loss" in red(mutate(run.text(), "loss", times(0.7), step=200))
+
+
 def test_weights_that_were_loaded_show_in_the_first_loss():
     data = SLICE
     for field in ("loss", "loss_from_metric", "loss/en"):
@@ -290,6 +348,8 @@ def test_loss_scale_follows_its_scaler():
 def test_segments_of_one_run_must_agree_where_they_overlap():
     run = Run(total_steps=120)
     assert red(run.text(last=80) + run.text(first=60)) == set()
+    again = mutate(run.text(first=60), "num_consumed_tokens", times(1.001), step=70)
+    assert "log-overlap" in red(run.text(last=80) + again)
     other = Run(total_steps=120, loss=1.5, seed=4)
     assert red(run.text(last=80) + other.text(first=60)) == {"log-overlap"}
 

@@ -90,6 +90,7 @@ def test_dropped_short_documents_are_allowed_for():
     # 8 cost the first pack of each, and the other 523 two more.
     assert loaded(PLAN, DATA, [LogHead(data=(2, 156, 11))], {"en"}).result is Result.PASS
     assert loaded(PLAN, DATA, [LogHead(data=(2, 155, 11))], {"en"}).result is Result.FAIL
+    assert loaded(PLAN, DATA, [LogHead(data=(0, 0, 10_000))], {"en"}).result is Result.PASS
 
 
 RECORD = {"started": "2026-11-23T10:00:00.000+00:00", "ended": "2026-11-23T12:00:00.000+00:00"}

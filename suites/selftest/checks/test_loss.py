@@ -72,6 +72,13 @@ def test_a_window_within_its_noise_wants_more_steps():
     assert "within its noise" in finding.message
 
 
+def test_so_many_more_steps_bring_the_noise_of_the_window_below_its_gap():
+    values = noisy(1.715, sigma=0.05, last=1.70)
+    low, high = loss_of(Steps.of({"step": np.arange(1000), "loss": values})).window_ci95
+    gap, half = abs((low + high) / 2 - TARGET), (high - low) / 2
+    assert further(judge(values)) == np.ceil(100 * ((half / gap) ** 2 - 1))
+
+
 @pytest.mark.parametrize("values", [[1.0], [1.0, 1.1]])
 def test_too_few_steps_pass_nothing(values):
     assert judge(values).result is Result.ERROR

@@ -179,7 +179,7 @@ def test_one_rank_has_no_clock_and_no_speed_to_agree_with():
     found = {f.check: f.result for f in judge(Preflight({**cluster.setup, "nodes": 1, "ranks": 1}, tasks))}
     for check in ("host-clock", "speed-even", "link-even", "arrival-even", "collective-speed"):
         assert found[check] is Result.SKIP
-    assert found["training-step"] is Result.PASS
+    assert (found["training-step"], found["device-identity"]) == (Result.PASS, Result.PASS)
 
 
 def test_what_was_over_on_every_rank_is_judged_although_its_task_hung():
@@ -283,6 +283,8 @@ def test_a_node_that_has_too_little_is_told_in_the_unit_of_its_limit():
     found = all_results(change)["host-shm"]
     assert ": 0.5 GiB; needed 1 GiB." in found.message
     assert (found.result, found.value, found.limit, found.margin) == (Result.FAIL, 0.5, 1.0, -0.5)
+    untold = all_results(lambda preflight: find(preflight, "host", "host", 1).update(shm_free_bytes=None))["host-shm"]
+    assert "of node-1: none; needed 1 GiB." in untold.message
     disk = all_results(change)["host-disk"]
     assert (disk.value, disk.limit, disk.unit) == (2000.0, 20.0, "MB/s")
 
@@ -412,6 +414,8 @@ def test_limits_of_collectives_come_from_the_dtype():
     # Small enough to see that one of many ranks was left out, whose share of a random sum is 1 / sqrt(ranks).
     for size in (2, 8):
         assert collective_limit({**random, "size": size}) < 1 / size**0.5
+    assert collective_limit({**random, "size": 1}) == collective_limit({**random, "size": 2}) == 2 * 2.0**-9
+    assert collective_limit({**random, "size": 10}) == (1 + 3) * 2.0**-9
 
 
 def test_numbers_and_cpu_lists_are_read_as_written():

@@ -1,7 +1,9 @@
 """Findings on a run's configuration name what was changed and nothing else."""
 
+import pytest
+
 from conformance.checks.finding import Result
-from conformance.checks.run import config
+from conformance.checks.run import config, source
 from conformance.internevo.config import render_config
 from conformance.plan import Topology, make_plan
 from conformance.spec import load_workload
@@ -18,3 +20,19 @@ def test_a_changed_line_of_the_configuration_is_told_before_and_after():
 
 def test_the_configuration_that_the_plan_renders_passes():
     assert config(PLAN, render_config(PLAN)).result is Result.PASS
+
+
+@pytest.mark.parametrize(
+    ("workload", "changes", "result"),
+    [
+        ("llama2-7b-perf", {}, Result.PASS),
+        ("llama2-7b-perf", {"tag": "v0.3.1dev20240229"}, Result.FAIL),
+        ("llama2-7b-perf", {"pristine": False}, Result.FAIL),
+        ("tiny-perf", {"tag": None}, Result.PASS),
+        ("tiny-perf", {"tag": None, "pristine": False}, Result.FAIL),
+    ],
+)
+def test_an_official_run_needs_the_pinned_internevo_and_a_rehearsal_any_that_is_unchanged(workload, changes, result):
+    workload = load_workload(workload)
+    told = {"kind": "checkout", "version": "0.2.3", "tag": "v0.2.3dev20240201", "pristine": True, **changes}
+    assert source(workload, {"internevo": told}).result is result

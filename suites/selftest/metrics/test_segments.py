@@ -23,6 +23,11 @@ def test_a_segment_that_makes_steps_of_two_others_again_is_held_against_each_ste
     assert made_twice == [(list(range(30, 40)),) * 2, (list(range(20, 50)),) * 2]
 
 
+def test_lines_that_begin_anew_are_another_run():
+    first, second = (parse_log(io.BytesIO(Run(total_steps=60).text(last=30, head=head)))[0] for head in (True, False))
+    assert len(join([first, second])) == 2
+
+
 @pytest.mark.parametrize(("seq_len", "runs"), [(4096, 1), (2048, 2)])
 def test_lines_without_a_head_go_on_with_a_run_of_their_shape_only(seq_len, runs):
     first = parse_log(io.BytesIO(Run(total_steps=60).text(last=30)))[0]

@@ -45,6 +45,7 @@ def test_correlation_widens_and_alternation_does_not():
     assert variance_inflation(series(5000, 0.5, random)) == pytest.approx(3, rel=0.2)
     assert variance_inflation(np.array([1.0, 2.0] * 20)) == 1
     assert variance_inflation(np.ones(9)) == 1
+    assert variance_inflation(np.array([1.0, 2.0])) == 1
 
 
 def test_sigma_is_deaf_to_outliers_and_slope_is_a_slope():
