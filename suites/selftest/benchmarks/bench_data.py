@@ -76,6 +76,7 @@ def measure(command: list[str]) -> Measured:
     Returns:
         Its seconds; CPU seconds of it and its children; the peak memory of all, in MiB; CPU seconds of it alone.
     """
+    os.sync()  # or this one pays for what the one before left to be written
     before, begin = cpu_seconds(), time.perf_counter()
     process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     peak = own = 0.0
