@@ -182,6 +182,8 @@ def _measure_once(config, run):
 
 
 def _measure(config, run):
+    from conformance.launch.node import signals_raise
+    from conformance.launch.supervise import Interrupted
     from conformance.preflight.attempt import attempt
 
     capture = config.pluginmanager.getplugin("capturemanager")
@@ -190,7 +192,8 @@ def _measure(config, run):
         with capture.global_and_fixture_disabled():  # a worker of pytest-xdist has the terminal's stderr alone
             print(f"\npreflight: {what}", end="", file=sys.stderr, flush=True)
 
-    attempt(_device(config), config.stash[REQUEST], run, config.option.reports, config.option.signing_key, told)
+    with signals_raise(Interrupted):  # a scheduler's SIGTERM and a closed terminal end it as Ctrl-C does
+        attempt(_device(config), config.stash[REQUEST], run, config.option.reports, config.option.signing_key, told)
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -435,6 +437,32 @@ def test_two_nodes_of_this_machine_pass_as_one_cluster_and_leave_their_evidence(
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == pytest.ExitCode.USAGE_ERROR
     assert "is not empty" in again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_preflight_is_journalled_and_leaves_no_process(tmp_path, number):
+    pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "pytest", "suites/preflight", "-q", "-p", "no:cacheprovider", "--device", "cpu"]
+    command += ["--nodes", "2", "--devices-per-node", "1", "--launcher", "local", "--run-dir", str(run)]
+    suite = subprocess.Popen(
+        [*command, "--reports", str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    told = ""
+    while "measuring host" not in told:
+        told += suite.stderr.readline()
+        assert suite.poll() is None, told
+    suite.send_signal(number)
+    shown, _ = suite.communicate(timeout=60)
+    assert suite.returncode == pytest.ExitCode.INTERRUPTED, shown
+    assert json.loads((tmp_path / "journal.jsonl").read_text().splitlines()[-1])["outcome"] == "interrupted"
+    end = time.monotonic() + 30
+    while (left := [p for p in psutil.process_iter(["cmdline"]) if str(run) in str(p.info["cmdline"])]) and (
+        time.monotonic() < end
+    ):
+        time.sleep(0.1)
+    assert left == []
 
 
 @pytest.mark.slow
