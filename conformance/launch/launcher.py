@@ -178,8 +178,13 @@ def agents(place: Place, run: Path) -> Iterator[Callable[[], str]]:
         codes = [process.poll() for process in started]
         if all(code is None for code in codes):
             return ""
-        words = output.read_text(errors="replace").strip().splitlines()
-        return words[-1] if words else f"an agent ended with exit code {next(c for c in codes if c is not None)}"
+        lines = [line for line in output.read_text(errors="replace").splitlines() if line.strip()]
+        # A node says why itself, or its traceback does; srun then adds that a task of its own has ended.
+        said = [line for line in lines if line.startswith("node ")][:1] or [
+            line for line in lines if not line.startswith("srun: ")
+        ]
+        ended = f"an agent ended with exit code {next(code for code in codes if code is not None)}"
+        return (said or lines or [ended])[-1]
 
     try:
         for command in commands:

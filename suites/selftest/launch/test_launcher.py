@@ -105,16 +105,25 @@ def run(tmp_path):
     return tmp_path
 
 
-def test_an_srun_that_fails_is_told_in_its_own_words(run, monkeypatch):
+@pytest.mark.parametrize(
+    ("printed", "told"),
+    [
+        ("srun: error: no such partition", "srun: error: no such partition"),
+        ("node 1: Node 0 is gone.\nsrun: error: n2: task 1: Exited with exit code 2", "node 1: Node 0 is gone."),
+        ("Traceback:\nImportError: libx.so\nsrun: error: n2: task 1: Exited with exit code 1", "ImportError: libx.so"),
+        ("", "an agent ended with exit code 1"),
+    ],
+)
+def test_an_srun_that_fails_is_told_in_the_words_of_who_failed(printed, told, run, monkeypatch):
     (run / "bin").mkdir()
-    (run / "bin" / "srun").write_text("#!/bin/sh\necho srun: error: no such partition >&2\nexit 1\n")
+    (run / "bin" / "srun").write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{printed}\nEND\nexit 1\n")
     (run / "bin" / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", f"{run / 'bin'}:/usr/bin:/bin")
     with agents(find_place(2, "slurm", None, None, None, {"SLURM_JOB_ID": "1"}), run) as failed:
         end = time.monotonic() + 10
         while not failed() and time.monotonic() < end:
             time.sleep(0.05)
-        assert failed() == "srun: error: no such partition"
+        assert failed() == told
 
 
 def test_an_srun_that_is_not_there_is_a_sentence(run, monkeypatch):
