@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance import evidence
+from conformance.devices import load_device
 from conformance.errors import ConformanceError, EvidenceError
 from conformance.internevo.worker import Settings
 from conformance.launch import telemetry, torchrun
@@ -103,6 +104,7 @@ def _train(member: Member, launch: Launch, display: Display | None) -> bool:
 
 def _prepare(run: Path, job: Mapping[str, Any], settings: Callable[[Path], Settings] | None) -> tuple[Path, bool]:
     """Make the run directory, unless node 0's is visible here; return it and whether it is."""
+    load_device(job["settings"]["device"])  # a node that lacks the plugin says so, and is not lost without a word
     token = run / "work" / TOKEN
     if token.is_file() and token.read_text() == job["token"]:
         return run.resolve(), True

@@ -28,7 +28,7 @@ def test_a_node_that_does_not_see_node_0s_checkpoints_takes_no_part(tmp_path):
     request, port = Request("tiny-accuracy", 2, 1, {}, 1024), _free_pair()
     (tmp_path / "0").mkdir()
     host = Host(port + 1, [1], tmp_path / "0")
-    job = {"run": "run", "token": "of node 0", "config": "", "lost_node_seconds": 30}
+    job = {"run": "run", "token": "of node 0", "config": "", "settings": {"device": "cpu"}, "lost_node_seconds": 30}
     told = []
 
     def gather():

@@ -152,6 +152,16 @@ def test_a_node_whose_disk_is_full_says_so_and_is_not_waited_for(port, runs, sma
     assert "No space left on device" in str(member()["error"])
 
 
+def test_a_node_that_lacks_the_device_plugin_says_so(port, runs):
+    host = Host(port, [1], runs[0])
+    member = in_thread(lambda: follow(Member("127.0.0.1", port, 1, None, seconds=20), runs[1] / "run", runs[1]))
+    job = JOB | {"token": "node 0's", "config": "", "settings": {"device": "abacus", "internevo": None}}
+    with pytest.raises(LaunchError, match=r"Node 1 .* cannot take part: Unknown device 'abacus'"):
+        host.gather(REQUEST, lambda hellos: job, seconds=20)
+    assert "Unknown device 'abacus'" in str(member()["error"])
+    assert not (runs[1] / "run").exists()
+
+
 def test_two_processes_with_the_same_rank_are_refused(port, runs):
     host = Host(port, [1], runs[0])
     first = in_thread(lambda: Member("127.0.0.1", port, 1, REQUEST, seconds=20).ready())
