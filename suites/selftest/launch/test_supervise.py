@@ -23,6 +23,8 @@ LINE = (
 # On a loaded machine a step of 0.2 s takes seconds: only the tests of a stall have a short limit for it.
 LIMITS = Limits(start_seconds=240, stall_factor=4, stall_floor_seconds=60, lost_node_seconds=60, min_free_bytes=1)
 STALL = replace(LIMITS, stall_floor_seconds=4)
+# Several looks of the supervisor take so many, or no step time would be known yet and the start's limit hold.
+STEPS = 20
 
 # A rank as torchrun would start it: it logs steps where the worker does, and gives its stack on request.
 RANK = """
@@ -134,7 +136,7 @@ def test_no_further_signal_breaks_what_the_first_one_began():
 
 def test_ctrl_c_does_not_break_the_end_of_a_run_that_a_fault_ended(run, watch, display, left_over):
     deaf = "import signal; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
-    program = rank_program(run, 3, f"{deaf}").replace("raise SystemExit(child.wait())", "import signal, time; " + deaf)
+    program = rank_program(run, STEPS, deaf).replace("raise SystemExit(child.wait())", "import signal, time; " + deaf)
 
     def interrupt():
         while not display.notices:  # the fault is told, and the run is being ended: 10 s for who is deaf to SIGTERM
@@ -151,10 +153,10 @@ def test_ctrl_c_does_not_break_the_end_of_a_run_that_a_fault_ended(run, watch, d
 
 def test_a_hung_rank_is_ended_within_the_limit_with_its_stack(run, watch, left_over):
     begun = time.monotonic()
-    ending = watch(rank_program(run, 4, "def wait_for_nothing():\n    time.sleep(600)\nwait_for_nothing()"), STALL)
+    ending = watch(rank_program(run, STEPS, "def wait_for_nothing():\n    time.sleep(600)\nwait_for_nothing()"), STALL)
     took = time.monotonic() - begun
     assert ending.fault.kind == "stall"
-    assert ending.fault.last_step == 3
+    assert ending.fault.last_step == STEPS - 1
     assert "limit 4 s" in ending.fault.message
     assert "rank 0 in wait_for_nothing" in ending.fault.message
     assert "most recent call first" in (run / "logs/node0/rank0.log").read_text()
