@@ -215,7 +215,8 @@ def prepare(config: pytest.Config, workload: Workload) -> tuple[Request, Site]:
         The request, which a plan exists for, and the site.
 
     Raises:
-        ConformanceError: The machine lacks the devices, or the request breaks the benchmark's rules.
+        ConformanceError: The machine lacks the devices, the request breaks the benchmark's rules, or something that it
+            names cannot be used.
     """
     option = config.option
     device = load_device(option.device) if option.device else detect_device()
@@ -245,8 +246,13 @@ def prepare(config: pytest.Config, workload: Workload) -> tuple[Request, Site]:
     from conformance.internevo.source import find_source, require_pinned
     from conformance.launch.launcher import find_place
     from conformance.pipeline import Site  # heavy; a request that is refused needs none of it
+    from conformance.report.build import signer
 
-    find_place(nodes, option.launcher, option.node_rank, option.master_addr, option.master_port, dict(os.environ))
+    place = find_place(
+        nodes, option.launcher, option.node_rank, option.master_addr, option.master_port, dict(os.environ)
+    )
+    if place.node_rank == 0:
+        signer(option.signing_key)  # now, and not after days of training
     require_pinned(find_source(option.internevo, workload.tag), workload)
     site = Site(
         device=device.name,

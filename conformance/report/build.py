@@ -23,6 +23,8 @@ from conformance.report import challenge, dsse, html, keys, statement
 if TYPE_CHECKING:  # it moved to another module in Python 3.14
     from importlib.abc import Traversable
 
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 PREFLIGHT = "preflight"
 
 
@@ -52,11 +54,7 @@ def write_report(run: Path, judgement: Judgement, signing_key: Path | None) -> t
         SignatureError: The report would break its own schema.
     """
     self_issued = signing_key is None
-    key = (
-        keys.load_or_create_local_key(local_key_path())[0]
-        if signing_key is None
-        else keys.load_private_key(signing_key)
-    )
+    key = signer(signing_key)
     (run / evidence.SIGNER).write_bytes(keys.public_pem(key.public_key()))
     files = RunDirectory(run)
     predicate = build_predicate(files, judgement, signed_now(self_issued))
@@ -66,6 +64,23 @@ def write_report(run: Path, judgement: Judgement, signing_key: Path | None) -> t
     page = html.render(predicate, report_id, judgement.steps, _attempts(files).entries)
     (run / "report.html").write_text(page, encoding="utf-8")
     return report_id, keys.key_id(key.public_key()), self_issued
+
+
+def signer(signing_key: Path | None) -> Ed25519PrivateKey:
+    """The key that will sign.
+
+    Args:
+        signing_key: Private key file; None for this machine's own key, made on first use.
+
+    Returns:
+        The key.
+
+    Raises:
+        KeyFileError: It cannot be read or made.
+    """
+    if signing_key is None:
+        return keys.load_or_create_local_key(local_key_path())[0]
+    return keys.load_private_key(signing_key)
 
 
 def signed_now(self_issued: bool) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The suites as a user calls them, where no accelerator is: refusals, selection, exit codes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(detect_device().name != "cpu", reason="these runs would start on this accelerator")
 
 
-def suite(*args):
+def suite(*args, **variables):
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *args]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    environ = os.environ | variables
+    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_an_official_workload_without_accelerators_is_refused_in_one_sentence():
@@ -90,6 +92,14 @@ def test_nodes_that_share_a_folder_take_turns_to_prepare_the_rehearsals_corpus(t
     assert (tmp_path / "rehearsal-corpus" / "fingerprint.json").exists()
 
 
+def test_a_key_of_ones_own_that_cannot_be_made_is_told_before_days_of_training(tmp_path):
+    (tmp_path / "config").write_text("no folder")
+    result = suite("suites/perf", "-m", "tiny", "--reports", str(tmp_path), XDG_CONFIG_HOME=str(tmp_path / "config"))
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "local-key.pem cannot be" in result.stderr
+    assert not list(tmp_path.glob("*-tiny-perf"))
+
+
 def test_a_performance_run_is_not_resumed():
     result = suite("suites/perf", "-m", "tiny", "--resume", RESUMABLE)
     assert "tiny-perf writes no checkpoints to resume from" in result.stderr
@@ -105,6 +115,7 @@ def test_a_performance_run_is_not_resumed():
         (("--internevo", "/nonexistent"), "/nonexistent"),
         (("--patch", "/nonexistent.diff"), "not one"),
         (("--master-port", "99999"), "99999"),
+        (("--signing-key", "/nonexistent.key"), "/nonexistent.key"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_runs(args, sentence, tmp_path):
