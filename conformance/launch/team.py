@@ -36,6 +36,7 @@ STOP_SECONDS = 60.0
 CHUNK_BYTES = 1 << 20
 # Of a digest, or a list of changed files, the beginning tells that it is another.
 MAX_TOLD = 40
+TORCH_LEVEL = "TORCH_CPP_LOG_LEVEL"
 RUN, STOP, STOP_WITH_STACKS = "run", "stop", "stop with stacks"
 # What a node may send: its own logs and records, nothing else.
 SENDABLE = r"logs/node{0}/(?:rank\d{{1,7}}|agent)\.log|environment/(?:rank\d{{1,7}}\.json|telemetry-node{0}\.csv)"
@@ -56,13 +57,27 @@ def open_store(address: str, port: int, is_host: bool, seconds: float) -> Any:
     Raises:
         LaunchError: It cannot be opened.
     """
-    from torch.distributed import TCPStore  # only runs on several nodes pay for torch in this process
+    import_torch()  # only runs on several nodes pay for torch in this process
+    from torch.distributed import TCPStore
 
     try:
         return TCPStore(address, port, None, is_host, timedelta(seconds=seconds), wait_for_workers=False)
     except Exception as error:  # torch's own errors differ between versions and vendors' builds
         what = "cannot be opened" if is_host else "is open, and does not answer as node 0's store would"
         raise _unreachable(address, port, f"{what}: {str(error).splitlines()[0]}") from error
+
+
+def import_torch() -> None:
+    """Import torch so that it prints no stack of C++ where node 0's end is gone, which a sentence tells.
+
+    The variable that says so is read once, by the import; the ranks are not to inherit it.
+    """
+    asked = os.environ.get(TORCH_LEVEL)
+    os.environ[TORCH_LEVEL] = asked or "ERROR"
+    import torch.distributed  # noqa: F401
+
+    if asked is None:
+        del os.environ[TORCH_LEVEL]
 
 
 def await_port(address: str, port: int, seconds: float, waiting: Callable[[Sequence[int], float], None]) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 
 from conformance.errors import LaunchError
 from conformance.launch.launcher import Place
-from conformance.launch.team import ARRIVAL_SECONDS, await_port, open_store
+from conformance.launch.team import ARRIVAL_SECONDS, await_port, import_torch, open_store
 
 PORT = 1  # after the place's own, on which the measuring processes meet
 LOOK_SECONDS = 0.2
-TORCH_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
 
 class Meeting:
@@ -33,7 +31,7 @@ class Meeting:
         self._rank, self._nodes = place.node_rank, range(place.nodes)
         self._lost: list[int] = []
         address, port, is_host = place.address, place.port + PORT, place.node_rank == 0
-        _import_torch()
+        import_torch()
         told(f"waiting for {'the other nodes' if is_host else 'node 0'}")
         if not is_host:
             await_port(address, port, seconds, lambda nodes, waited: None)
@@ -86,16 +84,6 @@ class Meeting:
             if not missing:
                 return []
             time.sleep(LOOK_SECONDS)
-
-
-def _import_torch() -> None:
-    """Let torch print no stack of C++ where node 0's end is gone, which a sentence tells; its workers print all."""
-    asked = os.environ.get(TORCH_LEVEL)
-    os.environ[TORCH_LEVEL] = asked or "ERROR"  # read once, by the import
-    import torch.distributed  # noqa: F401
-
-    if asked is None:
-        del os.environ[TORCH_LEVEL]
 
 
 def named(nodes: Sequence[int]) -> str:
