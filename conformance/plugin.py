@@ -220,36 +220,15 @@ def prepare(config: pytest.Config, workload: Workload) -> tuple[Request, Site]:
     """
     option = config.option
     device = load_device(option.device) if option.device else detect_device()
-    if option.resume is None:
-        nodes = 1 if option.nodes is None else option.nodes
-        request = Request(
-            workload.name,
-            nodes,
-            _devices_per_node(workload, device, nodes, option),
-            parse_overrides(option.set),
-            option.seed,
-        )
-    else:
-        request = _resumed_request(workload, option)
-        nodes = request.nodes
-    answering = None if option.challenge is None else _answering(request, option.challenge)
-    if answering is not None:
-        request, _ = answering
-    make_plan(workload, Topology(nodes, request.devices_per_node), request.overrides, seed=request.seed)
-    if workload.data != "dummy" and option.resume is None:
-        if option.data is None:
-            raise ConformanceError(
-                f"{workload.name} trains on {workload.data}, and no data were named.",
-                "Prepare them with `conformance data prepare`, and name the folder with --data.",
-            )
-        read_fingerprint(option.data)
+    request, challenge = _request(option, workload, device)
+    _require_data(option, workload)
     from conformance.internevo.source import find_source, require_pinned
     from conformance.launch.launcher import find_place
     from conformance.pipeline import Site  # heavy; a request that is refused needs none of it
     from conformance.report.build import signer
 
     place = find_place(
-        nodes, option.launcher, option.node_rank, option.master_addr, option.master_port, dict(os.environ)
+        request.nodes, option.launcher, option.node_rank, option.master_addr, option.master_port, dict(os.environ)
     )
     if place.node_rank == 0:
         signer(option.signing_key)  # now, and not after days of training
@@ -268,9 +247,41 @@ def prepare(config: pytest.Config, workload: Workload) -> tuple[Request, Site]:
         data=option.data,
         resume=option.resume,
         until_target=option.until_target,
-        challenge=None if answering is None else answering[1],
+        challenge=challenge,
     )
     return request, site
+
+
+def _request(option: Any, workload: Workload, device: Device) -> tuple[Request, bytes | None]:
+    """What the options ask for of a workload, which a plan exists for, and the challenge that it answers, if any."""
+    if option.resume is None:
+        nodes = 1 if option.nodes is None else option.nodes
+        request = Request(
+            workload.name,
+            nodes,
+            _devices_per_node(workload, device, nodes, option),
+            parse_overrides(option.set),
+            option.seed,
+        )
+    else:
+        request = _resumed_request(workload, option)
+    challenge = None
+    if option.challenge is not None:
+        request, challenge = _answering(request, option.challenge)
+    make_plan(workload, Topology(request.nodes, request.devices_per_node), request.overrides, seed=request.seed)
+    return request, challenge
+
+
+def _require_data(option: Any, workload: Workload) -> None:
+    """That a new run's data are named, and can be read."""
+    if workload.data == "dummy" or option.resume is not None:
+        return
+    if option.data is None:
+        raise ConformanceError(
+            f"{workload.name} trains on {workload.data}, and no data were named.",
+            "Prepare them with `conformance data prepare`, and name the folder with --data.",
+        )
+    read_fingerprint(option.data)
 
 
 def _answering(request: Request, path: Path) -> tuple[Request, bytes]:
