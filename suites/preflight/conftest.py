@@ -83,6 +83,26 @@ def _request(config):
     return Request(workload.name, place, devices, seed, checkout, overrides)
 
 
+def _require_own_options(config):
+    """That nothing was asked for which only runs heed, unless runs were asked for too."""
+    paths = (Path(config.invocation_params.dir, str(arg).partition("::")[0]) for arg in config.args)
+    if not all(path.resolve().is_relative_to(Path(__file__).parent) for path in paths):
+        return
+    option = config.option
+    given = {
+        "--patch": option.patch,
+        "--challenge": option.challenge,
+        "--data": option.data,
+        "--resume": option.resume,
+        "--until-target": option.until_target,
+    }
+    if unheeded := [name for name, value in given.items() if value]:
+        raise ConformanceError(
+            f"A preflight trains nothing, and heeds no {' or '.join(unheeded)}.",
+            "Leave it out here, and give it to suites/perf or suites/accuracy.",
+        )
+
+
 def _require_writable(folder):
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,6 +124,7 @@ def pytest_configure(config):
             return
         if config.option.help:
             return
+        _require_own_options(config)
         config.stash[REQUEST] = _request(config)
         stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
         run = (config.option.run_dir or config.option.reports / f"{stamp}-preflight").absolute()

@@ -52,6 +52,7 @@ NODE_VARIABLES = ("NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR"
         (("--nodes", "0"), "expected 1 or more"),
         (("--device", "cpu", "--internevo", "nowhere"), "nowhere is not a folder; expected the root of an InternEvo"),
         (("--device", "cpu", "--signing-key", "nowhere"), "The key nowhere cannot be read: "),
+        (("--patch", "mine.diff", "--until-target"), "heeds no --patch or --until-target"),
         (("--device", "cpu", "--reports", "README.md"), "README.md cannot be written to: File exists."),
     ],
 )
