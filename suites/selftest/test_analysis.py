@@ -3,11 +3,11 @@
 import io
 import json
 import re
-import runpy
 import warnings
 from pathlib import Path
 
 import pytest
+from honest_log import Run
 
 from conformance.analysis import Limits, analyze, analyze_logs
 from conformance.checks.finding import Result
@@ -18,7 +18,6 @@ from conformance.spec.floors import Floor
 
 ROOT = Path(__file__).resolve().parents[2]
 LOGS = ROOT / "reference_logs"
-Run = runpy.run_path(str(ROOT / "fixtures" / "honest_log.py"))["Run"]
 
 
 def only(data, **expected):

@@ -3,7 +3,6 @@
 import argparse
 import importlib
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from lab import ACCURACY, WORKLOAD, Lab, end_journal
 
 from conformance.cli import COMMANDS
 from conformance.evidence import RunDirectory
@@ -153,14 +153,13 @@ def stage(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}:{tmp_path}")  # plugins, and what a page changes
     for name, value in {"NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():  # as each node of several is told
         monkeypatch.setenv(name, value)
-    tools = runpy.run_path(str(ROOT / "suites/selftest/bundle/lab.py"))
     (tmp_path / "keys").mkdir()
-    lab = tools["Lab"](tmp_path / "keys")
-    envelope = lab.challenge(workloads=(tools["WORKLOAD"], tools["ACCURACY"]))
+    lab = Lab(tmp_path / "keys")
+    envelope = lab.challenge(workloads=(WORKLOAD, ACCURACY))
     lab.folder = tmp_path / "reports"
     lab.folder.mkdir(exist_ok=True)
     perf = lab.run("20261124-010000-tiny-perf", envelope)
-    tools["end_journal"](perf)
+    end_journal(perf)
     accuracy = lab.accuracy(envelope, "20261124-020000-tiny-accuracy", after=perf)
     preflight = lab.preflight(accuracy)
     runs = [perf, accuracy, preflight.rename(preflight.with_name("20261124-030000-preflight"))]

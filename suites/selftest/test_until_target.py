@@ -1,18 +1,17 @@
 """A run that was stopped at its target is complete by the rule that the watch stops it by, and by no weaker one."""
 
 import io
-import runpy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from honest_log import Run
 
 from conformance.analysis import analyze
 from conformance.checks.finding import Result
 from conformance.spec import load_workload
 
 ROOT = Path(__file__).resolve().parents[2]
-Run = runpy.run_path(str(ROOT / "fixtures" / "honest_log.py"))["Run"]
 # The window of 100 steps is below 2.1 from about step 500 on.
 RUN = Run(total_steps=1200, loss=2.0)
 HIGH = replace(RUN, loss=3.0)

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from conformance.checks.finding import Result
@@ -17,15 +16,20 @@ from conformance.spec import load_workload
 from conformance.spec.curves import load_curves
 
 ROOT = Path(__file__).resolve().parents[2]
-ALL = pd.read_csv(ROOT / "fixtures" / "untrue-losses.csv", keep_default_na=False)
+STEPS = np.genfromtxt(ROOT / "fixtures" / "untrue-losses.csv", dtype=None, delimiter=",", names=True, encoding="utf-8")
 SEED = 1024
 # True devices that round in another way: those of the curve's twins, and one that they do not have.
 HELD_OUT = "products-of-32"
 TWINS = ("products-in-fp32", "products-in-two", "attention-by-torch", "every-kernel-otherwise")
-ROUNDED = {(fault, seed): run["mean_loss"].to_numpy() for (fault, seed), run in ALL.groupby(["fault", "seed"])}
-TABLE = ALL[~ALL["fault"].isin([HELD_OUT, *TWINS])]
-RUNS = {fault: steps.reset_index(drop=True) for fault, steps in TABLE[TABLE["seed"] == SEED].groupby("fault")}
-SEVERAL = [fault for fault, runs in TABLE.groupby("fault") if runs["seed"].nunique() > 1]
+OF = {
+    (fault, seed): STEPS[(STEPS["fault"] == fault) & (STEPS["seed"] == seed)]
+    for fault, seed in sorted(set(zip(STEPS["fault"].tolist(), STEPS["seed"].tolist(), strict=True)))
+}
+SEEDS = {
+    fault: [seed for of, seed in OF if of == fault] for fault, _ in OF if fault not in (HELD_OUT, *TWINS)
+}  # in which each untrue device trained
+RUNS = {fault: OF[fault, SEED] for fault in SEEDS}
+SEVERAL = [fault for fault, seeds in SEEDS.items() if len(seeds) > 1]
 (CURVE,) = (curve for curve in load_curves() if curve.workload == "tiny-accuracy")
 TARGET = load_workload("tiny-accuracy").loss_target
 PAGE = (ROOT / "docs/accuracy.md").read_text("utf-8")
@@ -41,7 +45,7 @@ def cells(fault):
     found = compare(CURVE, losses[None], [SEED], CURVE.origin)
     target = {Result.PASS: "reached", Result.FAIL: "missed", Result.ERROR: "open"}
     reached = target[target_reached(loss_of(steps, TARGET), TARGET, "").result]
-    honest = RUNS["none"]["mean_loss"].to_numpy()
+    honest = RUNS["none"]["mean_loss"]
     effect = np.sqrt(np.square((losses / honest - 1).reshape(10, 10).mean(axis=1)).mean())
     return [
         f"{effect:.2%}",
@@ -60,9 +64,8 @@ def caught(fault, good, leaves_at):
 
 def of_several(fault):
     """A row of the document's second table."""
-    runs = TABLE[TABLE["fault"] == fault]
-    losses = np.array([run["mean_loss"] for _, run in runs.groupby("seed")])
-    found = compare(CURVE, losses, sorted(set(runs["seed"])), CURVE.origin)
+    losses = np.array([OF[fault, seed]["mean_loss"] for seed in SEEDS[fault]])
+    found = compare(CURVE, losses, SEEDS[fault], CURVE.origin)
     return (
         f"| `{fault}`, {len(losses)} runs | {found.relative_rms:.2%} of {found.bound:.2%} "
         f"| {found.max_deviation:+.2%} of {found.max_bound:.2%} "
@@ -87,7 +90,7 @@ def test_the_document_lists_what_several_runs_show(fault):
 
 
 def test_the_bounds_are_the_documents():
-    found = compare(CURVE, RUNS["none"]["mean_loss"].to_numpy()[None], [SEED], CURVE.origin)
+    found = compare(CURVE, RUNS["none"]["mean_loss"][None], [SEED], CURVE.origin)
     assert f"| {found.runs} | {found.bound:.2%}, {found.max_bound:.2%} | {found.detectable:.2%} |" in PAGE
     pair = found.paired
     assert f"bound of {pair.bound:.4%}, and a constant deviation of {pair.detectable:.4%} would be seen" in " ".join(
@@ -103,7 +106,7 @@ def test_each_reference_run_is_on_the_curve_of_the_others():
 
 
 def test_the_curves_twins_are_the_runs_that_round_otherwise():
-    made = {seed: tuple(losses) for (fault, seed), losses in ROUNDED.items() if fault in TWINS}
+    made = {seed: tuple(steps["mean_loss"].tolist()) for (fault, seed), steps in OF.items() if fault in TWINS}
     assert len(made) == len(CURVE.twins) == len(CURVE.seeds)
     for seed, twin in zip(CURVE.seeds, CURVE.twins, strict=True):
         assert made[seed][: len(twin)] == twin
@@ -130,8 +133,8 @@ def test_each_twin_is_within_the_bound_of_the_others():
 
 
 def test_a_rounding_that_no_twin_has_is_within_the_bound():
-    for (fault, seed), losses in ROUNDED.items():
+    for (fault, seed), steps in OF.items():
         if fault == HELD_OUT:
-            found = compare(CURVE, losses[None], [seed], CURVE.origin)
+            found = compare(CURVE, steps["mean_loss"][None], [seed], CURVE.origin)
             assert found.agrees
             assert f"{found.paired.relative_rms:.4%}" in PAGE

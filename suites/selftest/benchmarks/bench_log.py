@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import random
-import runpy
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from pathlib import Path
 
 ROUNDS = 3
 ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT / "fixtures"))
 BELOW_BAR = 3
 BAR_MB_PER_S, BAR_TIMES, BAR_MB = 100.0, 3.0, 500.0
 
@@ -164,11 +164,12 @@ def compare(ways: dict[str, str], log: Path) -> dict[str, Measured]:
 def main() -> int:
     """Make the logs, measure every way, print."""
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 200_000
-    honest = runpy.run_path(str(ROOT / "fixtures" / "honest_log.py"))["accuracy_run"]
+    from honest_log import accuracy_run
+
     with tempfile.TemporaryDirectory() as folder:
         log, quiet, mixed = (Path(folder) / f"{name}.log" for name in ("long", "quiet", "mixed"))
         with log.open("w", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in honest(steps))
+            file.writelines(f"{line}\n" for line in accuracy_run(steps))
         size = log.stat().st_size / 1e6
         print(f"{steps} steps, {size:.0f} MB\n")
         found = compare(WAYS, log)

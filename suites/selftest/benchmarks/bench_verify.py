@@ -25,7 +25,6 @@ import math
 import os
 import random
 import resource
-import runpy
 import subprocess
 import sys
 import tempfile
@@ -45,7 +44,7 @@ OTHER_RANKS = 511
 BELOW_BAR = 3
 BAR_TIMES, BAR_MIB = 1.5, 100.0
 ROOT = Path(__file__).resolve().parents[3]
-HONEST = runpy.run_path(str(ROOT / "fixtures" / "honest_log.py"))["accuracy_run"]
+sys.path.insert(0, str(ROOT / "fixtures"))
 PEAK = """
 status = open("/proc/self/status").read()
 print("peak", status.split("VmHWM:")[1].split()[0])
@@ -125,9 +124,11 @@ def fill(path: Path, lines: Iterable[str], size: int) -> None:
 
 def metrics(path: Path, chatter: int, size: float) -> None:
     """Write the metrics log of a whole accuracy run, as far as a size in bytes, with lines of NCCL after each step."""
+    from honest_log import accuracy_run
+
     said = list(nccl())
     with path.open("w", encoding="utf-8") as out:
-        for number, line in enumerate(HONEST(STEPS)):
+        for number, line in enumerate(accuracy_run(STEPS)):
             if out.tell() > size:
                 break
             out.write(f"{line}\n")

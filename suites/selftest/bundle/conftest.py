@@ -1,10 +1,9 @@
 """Runs of one system, ready to be submitted."""
 
-import runpy
 import shutil
-from pathlib import Path
 
 import pytest
+from lab import STATED
 
 from conformance.evidence import RunDirectory
 from conformance.judgement import judge
@@ -14,7 +13,7 @@ from conformance.report.build import write_report
 @pytest.fixture
 def stated():
     """What the vendor states of that system."""
-    return dict(runpy.run_path(str(Path(__file__).with_name("lab.py")))["STATED"])
+    return dict(STATED)
 
 
 @pytest.fixture

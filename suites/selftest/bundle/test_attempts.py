@@ -1,11 +1,11 @@
 """Resumed runs and their data before a lab: one run in several attempts, and what pretends to be."""
 
 import re
-import runpy
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from lab import ACCURACY, NOW, Lab, answers, edit, end_journal
+from lab import accept_accuracy as accept
 
 from conformance import evidence
 from conformance.bundle import trust
@@ -15,10 +15,6 @@ from conformance.bundle.verify import verify
 from conformance.checks import data as data_checks
 from conformance.checks.finding import Result, Verdict
 from conformance.data import Fingerprint
-
-lab_tools = runpy.run_path(str(Path(__file__).with_name("lab.py")))
-Lab, answers, edit, accept = (lab_tools[name] for name in ("Lab", "answers", "edit", "accept_accuracy"))
-ACCURACY = lab_tools["ACCURACY"]
 
 
 @pytest.fixture
@@ -75,7 +71,7 @@ def test_two_performance_runs_are_not_spliced_into_one(lab):
             copy = run / folder / "segment0" / path.relative_to(run / folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
-    lab_tools["end_journal"](run)
+    end_journal(run)
     verification = verify(lab.bundle(run), lab.bench())
     assert verification.verdict is Verdict.NOT_CONFORMANT
     assert "leaves no checkpoint to go on from" in answer(verification, "checks")[1]
@@ -146,7 +142,7 @@ def test_the_policy_settles_what_the_spec_does_not_pin(lab, pin):
         accept(document)
         document["data"] = [entry(digest)]
 
-    bench = trust.Bench(None, lab_tools["NOW"]) if entry is None else lab.bench(change)
+    bench = trust.Bench(None, NOW) if entry is None else lab.bench(change)
     judged = trust.judge_trust(facts, bench)
     assert next(one.answer for one in judged.answers if one.id == "data") == reply
     assert judged.verdict is verdict, judged.answers

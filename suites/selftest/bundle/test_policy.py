@@ -1,16 +1,12 @@
 """A policy is read strictly: what it does not say, it does not allow, and only the lab's key makes it a policy."""
 
-import runpy
-from pathlib import Path
-
 import pytest
+from lab import Lab
 
 from conformance import strictjson
 from conformance.bundle import policy
 from conformance.errors import ConformanceError, SignatureError
 from conformance.report import dsse, schemas
-
-Lab = runpy.run_path(str(Path(__file__).with_name("lab.py")))["Lab"]
 
 
 @pytest.fixture(scope="module")

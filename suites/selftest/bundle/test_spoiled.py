@@ -3,7 +3,6 @@
 import copy
 import io
 import json
-import runpy
 import shutil
 from contextlib import redirect_stdout
 from datetime import datetime, timezone
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lab import ACCURACY, STATED, VENDOR, Lab, accept_accuracy, edit, end_journal, members_of, payload_of
 
 from conformance import evidence
 from conformance.bundle import submission
@@ -22,15 +22,12 @@ from conformance.commands.verify import print_verification
 from conformance.errors import ConformanceError
 from conformance.report import html
 
-lab_tools = runpy.run_path(str(Path(__file__).with_name("lab.py")))
-Lab, members_of, payload_of = (lab_tools[name] for name in ("Lab", "members_of", "payload_of"))
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A lab, and the members of an honest bundle of a resumed accuracy run."""
     lab = Lab(tmp_path_factory.mktemp("lab"))
-    bundle = lab.bundle(lab.accuracy(lab.challenge(workloads=(lab_tools["ACCURACY"],))))
+    bundle = lab.bundle(lab.accuracy(lab.challenge(workloads=(ACCURACY,))))
     return lab, members_of(bundle)
 
 
@@ -99,7 +96,7 @@ def test_whatever_stands_in_the_evidence_is_answered(made, data):
     name = data.draw(st.sampled_from(NAMES))
     document = spoil(data, json.loads(members[name]))
     changed = json.dumps(document).encode()
-    verification = verify(resigned(lab, members, {name: changed}), lab.bench(lab_tools["accept_accuracy"]))
+    verification = verify(resigned(lab, members, {name: changed}), lab.bench(accept_accuracy))
     shown(verification)
     if json.loads(members[name]) == document:
         return
@@ -174,7 +171,7 @@ def test_a_claim_of_no_known_kind_is_a_difference(submitted, claim):
 def test_evidence_that_no_page_could_show_is_refused_before_there_is_one(made, name, field, value):
     lab, members = made
     changed = json.dumps({**json.loads(members[name]), field: value}).encode()
-    verification = verify(resigned(lab, members, {name: changed}), lab.bench(lab_tools["accept_accuracy"]))
+    verification = verify(resigned(lab, members, {name: changed}), lab.bench(accept_accuracy))
     told = next(answer.message for answer in verification.answers if answer.id == "recomputed")
     assert "differs at the whole (" in told
     shown(verification)
@@ -189,8 +186,8 @@ def test_a_moment_that_has_no_utc_is_none(text):
 def test_a_run_of_the_first_day_of_the_calendar_is_refused(tmp_path):
     lab = Lab(tmp_path)
     run = lab.run()
-    lab_tools["edit"](run / evidence.RUN, lambda record: record.update(started="0001-01-01T00:00:00+23:59"))
-    lab_tools["end_journal"](run)
+    edit(run / evidence.RUN, lambda record: record.update(started="0001-01-01T00:00:00+23:59"))
+    end_journal(run)
     verification = verify(lab.bundle(run), lab.bench())
     assert verification.verdict is Verdict.NOT_CONFORMANT
     assert next(a.message for a in verification.answers if a.id == "challenge").startswith("The run does not tell when")
@@ -216,7 +213,7 @@ def test_another_vendors_run_in_ones_own_submission(tmp_path):
     lab = Lab(tmp_path)
     run = lab.run()
     write_report(run, judge(RunDirectory(run)), lab.path["second"])
-    submit([run], lab_tools["VENDOR"], lab_tools["STATED"], lab.key["vendor"], False, lab.folder / "s.tar")
+    submit([run], VENDOR, STATED, lab.key["vendor"], False, lab.folder / "s.tar")
 
     def know(document):
         document["keys"].append(lab.entry("second", "vendor", "Other Silicon"))

@@ -3,13 +3,12 @@
 import copy
 import hashlib
 import json
-import runpy
 import shutil
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lab import STATED
 
 from conformance import evidence, strictjson
 from conformance.bundle import archive, submission
@@ -18,7 +17,6 @@ from conformance.cli import main
 from conformance.errors import EvidenceError, SignatureError
 from conformance.report import dsse, keys, statement
 
-STATED = runpy.run_path(str(Path(__file__).with_name("lab.py")))["STATED"]
 TOLD = {"nodes": 1, "accelerator": "ACME X1", "accelerators_per_node": 8, "kernel": "6.1", "framework": "2.6.0"}
 SYSTEM = {**STATED, **TOLD}
 SUITE = {"name": "internevo-conformance", "version": "0.1.0", "tree_digest": "0" * 64}

@@ -3,12 +3,26 @@
 import hashlib
 import json
 import re
-import runpy
 import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from lab import (
+    ACCURACY,
+    ISSUED,
+    NOW,
+    STATED,
+    VENDOR,
+    WORKLOAD,
+    Lab,
+    accept_accuracy,
+    answers,
+    attempt,
+    edit,
+    end_journal,
+    refresh,
+)
 
 from conformance import evidence, journal
 from conformance.bundle import archive, policy
@@ -22,10 +36,6 @@ from conformance.judgement import judge
 from conformance.report import challenge, dsse, statement
 from conformance.report.build import write_report
 from conformance.selftest.run import keep_preflight
-
-lab_tools = runpy.run_path(str(Path(__file__).with_name("lab.py")))
-Lab, answers, edit, go_on, attempt = (lab_tools[name] for name in ("Lab", "answers", "edit", "go_on", "attempt"))
-NOW, ISSUED, VENDOR, WORKLOAD = (lab_tools[name] for name in ("NOW", "ISSUED", "VENDOR", "WORKLOAD"))
 
 
 @pytest.fixture
@@ -128,7 +138,7 @@ def test_a_preflight_counts_as_one_and_is_journalled(lab):
         document["workloads"][0]["preflights"] = 1
 
     first = lab.run("first")
-    told = {name: value for name, value in lab_tools["STATED"].items() if name not in TOLD_BY_PREFLIGHT}
+    told = {name: value for name, value in STATED.items() if name not in TOLD_BY_PREFLIGHT}
     bundle = lab.submission([first, lab.preflight(first)], chain=False, stated=told)
     verification = verify(bundle, lab.bench(require))
     asked = answers(verification)
@@ -139,7 +149,7 @@ def test_a_preflight_counts_as_one_and_is_journalled(lab):
 
 
 def test_a_preflight_on_the_shapes_of_a_workload_that_is_not_accepted_says_which_to_measure(lab):
-    told = {name: value for name, value in lab_tools["STATED"].items() if name not in TOLD_BY_PREFLIGHT}
+    told = {name: value for name, value in STATED.items() if name not in TOLD_BY_PREFLIGHT}
     bundle = lab.submission([lab.preflight(lab.run("first"))], chain=False, stated=told)
     other = lab.bench(lambda document: document["workloads"][0].update(name="tiny-accuracy"))
     answer, message = sentence(verify(bundle, other), "suite")
@@ -367,12 +377,12 @@ def test_a_log_that_was_made_before_shows_another_seed(lab):
     """The old run gets the new challenge: its seed is another. With the request rewritten, its log's head differs."""
     old, today = lab.run("old"), lab.challenge()
     (old / evidence.CHALLENGE).write_bytes(today)
-    lab_tools["refresh"](old)
+    refresh(old)
     verification = verify(lab.bundle(old), lab.bench())
     assert "The run's seed is" in sentence(verification, "challenge")[1]
     seed = challenge.seed(challenge.parse(today).nonce, WORKLOAD)
     edit(old / evidence.REQUEST, lambda request: request.update(seed=seed))
-    lab_tools["refresh"](old)
+    refresh(old)
     verification = verify(lab.bundle(old, name="y.tar"), lab.bench())
     assert verification.verdict is Verdict.NOT_CONFORMANT
     assert f"expected {seed}" in sentence(verification, "plan")[1]
@@ -386,7 +396,7 @@ def edited(lab, old, envelope):
     edit(old / evidence.REQUEST, lambda request: request.update(seed=seed))
     log = old / "logs/node0/rank0.log"
     log.write_text(log.read_text().replace(str(before), str(seed)))
-    lab_tools["refresh"](old)
+    refresh(old)
     return old
 
 
@@ -414,7 +424,7 @@ def test_it_is_known_again_at_another_vendor_and_without_a_challenge(lab):
     again = lab.bundle(edited(lab, old, lab.challenge("Other Silicon")), name="y.tar")
     assert "are those of a run" in sentence(verify(again, lab.bench(other_vendor, spent=spent)), "challenge")[1]
     (old / evidence.CHALLENGE).unlink()
-    lab_tools["refresh"](old)
+    refresh(old)
     without = lab.bundle(old, name="z.tar")
     assert "are those of a run" in sentence(verify(without, lab.bench(none_required, spent=spent)), "challenge")[1]
 
@@ -504,7 +514,7 @@ def test_a_floor_inside_the_bundle_is_an_unknown_file_and_changes_nothing(lab):
     """No file of a bundle is read for what must be reached."""
     run = lab.run()
     (run / "configs/floors.toml").write_text("[[floor]]\nvalue = 1.0\n")
-    lab_tools["refresh"](run)
+    refresh(run)
 
     verification = verify(lab.bundle(run), lab.bench(floor(1e9)))
     assert sentence(verification, "limits")[0] == "no"
@@ -514,7 +524,7 @@ def test_a_config_swapped_for_another(lab):
     run = lab.run()
     config = run / evidence.CONFIG
     config.write_text(config.read_text() + "\nseed = 1\n")
-    lab_tools["end_journal"](run)
+    end_journal(run)
     verification = verify(lab.bundle(run), lab.bench())
     assert verification.verdict is Verdict.NOT_CONFORMANT
     assert "run-config" in sentence(verification, "plan")[1]
@@ -637,7 +647,7 @@ def broken_config(lab):
     run = lab.run()
     config = run / evidence.CONFIG
     config.write_text(config.read_text() + "# by hand\n")
-    lab_tools["end_journal"](run)
+    end_journal(run)
     return lab.bundle(run)
 
 
@@ -684,7 +694,7 @@ def patched(lab, change=lambda run: None):
     digest = index_digest((run / "patches/own.diff").read_bytes())
     entry = {"name": "own.diff", "sha256": digest, "files": [], "reason": "speed"}
     edit(run / evidence.RUN, lambda record: record.update(patch_files=[entry]))
-    lab_tools["end_journal"](run)
+    end_journal(run)
     return lab.bundle(run), digest
 
 
@@ -725,10 +735,10 @@ def test_a_floor_of_the_policy_decides_where_the_suite_has_none(honest):
 
 
 def test_an_accuracy_run_without_a_fingerprint_of_its_data_is_refused(lab):
-    run = lab.accuracy(lab.challenge(workloads=(lab_tools["ACCURACY"],)))
+    run = lab.accuracy(lab.challenge(workloads=(ACCURACY,)))
     (run / evidence.DATA).unlink()
     lab.journal_accuracy(run)
-    verification = verify(lab.bundle(run), lab.bench(lab_tools["accept_accuracy"]))
+    verification = verify(lab.bundle(run), lab.bench(accept_accuracy))
     told = "The evidence holds no fingerprint of the data that it trained on."
     assert sentence(verification, "data") == ("no", told)
     assert verification.verdict is Verdict.NOT_CONFORMANT
@@ -754,7 +764,7 @@ def test_two_faults_of_one_check_are_told_as_faults(lab):
     run = lab.run()
     faults = [{"kind": kind, "message": f"A {kind} came.", "next_step": "Look."} for kind in ("stall", "crash")]
     edit(run / evidence.FAULTS, lambda record: record.update(faults=faults))
-    lab_tools["end_journal"](run)
+    end_journal(run)
     answer, message = sentence(verify(lab.bundle(run), lab.bench()), "checks")
     assert answer == "no"
     assert "A stall came." in message
@@ -771,7 +781,7 @@ def test_hostile_text_in_a_vendor_string_reaches_neither_terminal_nor_page(lab, 
     run = lab.run()
     for path in (run / "environment").glob("rank*.json"):
         edit(path, lambda record: (record if place == "host" else record["device"]).update({place: HOSTILE}))
-    lab_tools["end_journal"](run)
+    end_journal(run)
     bundle = lab.bundle(run)
     assert main(["verify", str(bundle), "--html", str(tmp_path / "x.html")]) in (0, 1)
     assert main(["verify", str(bundle), "--json"]) in (0, 1)

@@ -1,10 +1,10 @@
 """Completion is read from the log: a crash, a kill, a stop and a log that ends too early are all told apart."""
 
 import io
-import runpy
 from pathlib import Path
 
 import pytest
+from honest_log import Run
 
 from conformance.analysis import analyze
 from conformance.checks.finding import Result
@@ -13,7 +13,6 @@ from conformance.spec import load_workload
 
 ROOT = Path(__file__).resolve().parents[3]
 LOGS = ROOT / "reference_logs"
-Run = runpy.run_path(str(ROOT / "fixtures" / "honest_log.py"))["Run"]
 RUN = Run(total_steps=40)
 RAISED = (
     "2026-01-01 00:05:00,000\tERROR train.py:321 in <module> -- Raise exception from n7 with rank id: 7\n"

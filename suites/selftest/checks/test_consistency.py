@@ -2,11 +2,11 @@
 
 import io
 import re
-import runpy
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from honest_log import Run
 
 from conformance.analysis import analyze
 from conformance.checks.finding import Result
@@ -18,7 +18,6 @@ SLICE = (ROOT / "reference_logs" / "h200-7b-slice24-v0.2.3.log").read_bytes()
 EXHAUSTED = (ROOT / "reference_logs" / "h200-124m-data-exhausted-v0.3.1.log").read_bytes()
 SAMPLE = (ROOT / "fixtures" / "logs" / "benchmark-sample-line.log").read_bytes()
 REHEARSAL = (ROOT / "fixtures" / "tiny-perf-run" / "logs" / "node0" / "rank0.log").read_bytes()
-Run = runpy.run_path(str(ROOT / "fixtures" / "honest_log.py"))["Run"]
 PLAN = make_plan(load_workload("slice-7b-perf"), Topology(1, 1), {"total_steps": 12})
 STEP = 6  # the one whose line is changed
 

@@ -3,18 +3,17 @@
 import io
 import json
 import re
-import runpy
 import statistics
 from pathlib import Path
 
 import pytest
+from honest_log import Run
 
 from conformance.cli import main
 
 ROOT = Path(__file__).resolve().parents[3]
 LOGS = ROOT / "reference_logs"
 SLICE = str(LOGS / "h200-7b-slice24-v0.2.3.log")
-Run = runpy.run_path(str(ROOT / "fixtures" / "honest_log.py"))["Run"]
 
 
 def test_text_and_exit_code_of_a_good_run(capsys):

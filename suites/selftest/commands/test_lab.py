@@ -2,20 +2,16 @@
 
 import csv
 import json
-import runpy
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from lab import OFFICIAL, VENDOR, WORKLOAD, Lab, accept_official, edit, end_journal, halve_speed
 
 from conformance import evidence
 from conformance.bundle.verify import verify
 from conformance.cli import main
 from conformance.report import challenge, dsse
-
-lab_tools = runpy.run_path(str(Path(__file__).parents[1] / "bundle" / "lab.py"))
-Lab, edit, VENDOR, WORKLOAD = (lab_tools[name] for name in ("Lab", "edit", "VENDOR", "WORKLOAD"))
-OFFICIAL = lab_tools["OFFICIAL"]
 
 
 @pytest.fixture
@@ -24,7 +20,7 @@ def lab(tmp_path, monkeypatch):
     lab = Lab(tmp_path)
     now = datetime.now(timezone.utc)
     document = lab.document()
-    lab_tools["accept_official"](document)
+    accept_official(document)
     for name, days in (("issued", -3), ("expires", 30)):
         document[name] = (now + timedelta(days=days)).strftime(challenge.TIME_FORMAT)
     for key in document["keys"]:
@@ -40,7 +36,7 @@ def bundle_of(lab, name="x.tar", run_name="first"):
     now = datetime.now(timezone.utc)
     run = lab.run(run_name, lab.challenge(issued=now - timedelta(days=1)))
     tell_time(run, now)
-    lab_tools["end_journal"](run)
+    end_journal(run)
     return lab.bundle(run, name=name)
 
 
@@ -152,7 +148,7 @@ def test_a_bundle_that_failed_spends_its_challenge_too(lab, capsys):
     tell_time(run, now)
     log = run / "logs/node0/rank0.log"
     log.write_text(log.read_text().replace("tgs (tokens/gpu/second)=1", "tgs (tokens/gpu/second)=9", 1))
-    lab_tools["end_journal"](run)
+    end_journal(run)
     lab.bundle(run)
     assert main(["countersign", "x.tar", *UNDER, "--signing-key", "lab.pem", "-o", "x.vsa.json"]) == 1
     statement = json.loads(dsse.parse(Path("x.vsa.json").read_bytes()).payload)
@@ -166,7 +162,7 @@ def test_another_vendors_challenge_is_not_spent_by_who_copies_it(lab, capsys):
     now = datetime.now(timezone.utc)
     run = lab.run("first", lab.challenge("Other Silicon", issued=now - timedelta(days=1)))
     tell_time(run, now)
-    lab_tools["end_journal"](run)
+    end_journal(run)
     lab.bundle(run)
     assert main(["countersign", "x.tar", *UNDER, "--signing-key", "lab.pem", "-o", "x.vsa.json"]) == 1
     assert Path("spent.jsonl").read_text() == ""
@@ -263,8 +259,8 @@ def test_compare_ranks_by_tgs(lab, capsys, monkeypatch):
     now = datetime.now(timezone.utc)
     slow = lab.run("slow", lab.challenge(issued=now - timedelta(days=1)))
     tell_time(slow, now)
-    lab_tools["halve_speed"](slow)
-    lab_tools["end_journal"](slow)
+    halve_speed(slow)
+    end_journal(slow)
     lab.bundle(slow, name="slow.tar")
     bundle_of(lab, "fast.tar", "fast")
     from conformance.bundle import compare

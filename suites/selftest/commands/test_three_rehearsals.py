@@ -2,12 +2,12 @@
 
 import csv
 import json
-import runpy
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from lab import ACCURACY, STATED, VENDOR, WORKLOAD, Lab, accept_accuracy, end_journal, halve_speed
 
 from conformance.bundle import archive
 from conformance.bundle.compare import compare
@@ -19,9 +19,6 @@ from conformance.judgement import judge
 from conformance.report import challenge, dsse
 from conformance.report.build import write_report
 
-lab_tools = runpy.run_path(str(Path(__file__).parents[1] / "bundle" / "lab.py"))
-Lab, edit, VENDOR, STATED = (lab_tools[name] for name in ("Lab", "edit", "VENDOR", "STATED"))
-WORKLOAD, ACCURACY = lab_tools["WORKLOAD"], lab_tools["ACCURACY"]
 # What the preflight measures of its own host.
 MEASURED = ("processor", "processors_per_node", "cores_per_node", "memory_gib_per_node", "operating_system")
 UNDER = ["--policy", "policy.dsse.json", "--lab-key", "lab.pem.pub", "--spent", "spent.jsonl"]
@@ -32,7 +29,7 @@ def lab(tmp_path, monkeypatch):
     """A lab whose policy wants all three of a system, each once."""
     lab = Lab(tmp_path)
     document = lab.document()
-    lab_tools["accept_accuracy"](document)
+    accept_accuracy(document)
     for accepted in document["workloads"]:
         accepted |= {"runs": 1, "preflights": 1, "max_attempts": 1}
     now = datetime.now(timezone.utc)
@@ -55,7 +52,7 @@ def submitted(lab, system, change=lambda run: None):
     lab.folder.mkdir()
     perf = lab.run("perf", envelope)
     change(perf)
-    lab_tools["end_journal"](perf)
+    end_journal(perf)
     accuracy = lab.accuracy(envelope, after=perf)
     runs = [perf, accuracy, lab.preflight(accuracy)]
     for run in runs:
@@ -71,7 +68,7 @@ def submitted(lab, system, change=lambda run: None):
 
 def test_three_rehearsals_are_verified_countersigned_and_compared(lab, capsys):
     submitted(lab, "quick")
-    submitted(lab, "slow", lab_tools["halve_speed"])
+    submitted(lab, "slow", halve_speed)
     capsys.readouterr()
     assert main(["verify", "quick.tar", *UNDER, "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import io
 import json
-import runpy
 import sys
 import tempfile
 from pathlib import Path
@@ -31,8 +30,9 @@ with atheris.instrument_imports(include=["conformance", "json"]):
     from conformance.report import challenge, dsse, html, keys, statement
 
 ROOT = Path(__file__).resolve().parents[3]
-lab_tools = runpy.run_path(str(ROOT / "suites/selftest/bundle/lab.py"))
-HonestLog = runpy.run_path(str(ROOT / "fixtures/honest_log.py"))["Run"]
+sys.path.insert(0, str(ROOT / "fixtures"))
+from honest_log import Run
+from lab import STATED, Lab, members_of, payload_of
 
 FILES = {
     "report.dsse.json": b"{}",
@@ -203,8 +203,8 @@ class Verified:
     """A submission of a run and a preflight, one member of which is replaced and everything signed again."""
 
     def __init__(self, folder: Path) -> None:
-        self.lab = lab_tools["Lab"](folder)
-        self.members = lab_tools["members_of"](self.lab.with_preflight())
+        self.lab = Lab(folder)
+        self.members = members_of(self.lab.with_preflight())
         # Any file of a run, and what its report claims.
         self.names = sorted(name for name in self.members if name.startswith("runs/"))
         self.bench = self.lab.bench()
@@ -214,7 +214,7 @@ class Verified:
         return [bytes([place]) + claims.get(name, self.members[name]) for place, name in enumerate(self.names)]
 
     def claim(self, name: str) -> dict:
-        return lab_tools["payload_of"](self.members[name])["predicate"]
+        return payload_of(self.members[name])["predicate"]
 
     def spoiled(self, name: str, content: bytes) -> Path | None:
         run = name.split("/")[1]
@@ -249,7 +249,7 @@ REPORT = "report.dsse.json"
 SUBMISSION = {
     "suite": {"name": "internevo-conformance", "version": "0.1.0", "tree_digest": "0" * 64},
     "vendor": "v",
-    "system": {**lab_tools["STATED"], "nodes": 1, "accelerator": "A", "accelerators_per_node": 1, "kernel": "6"}
+    "system": {**STATED, "nodes": 1, "accelerator": "A", "accelerators_per_node": 1, "kernel": "6"}
     | {"framework": "2"},
     "runs": [{"name": "a", "kind": "perf", "workload": "w", "report_id": "0" * 64, "verdict": "REHEARSAL"}],
     "devices": {"same": True, "differences": []},
@@ -287,7 +287,7 @@ def main() -> None:
         (corpus / "json").write_bytes(JSON)
         (corpus / "policy").write_text(json.dumps(POLICY))
         (corpus / "challenge").write_text(json.dumps(CHALLENGE))
-        (corpus / "log").write_bytes(HonestLog(micro_num=2).text(last=3))
+        (corpus / "log").write_bytes(Run(micro_num=2).text(last=3))
         (corpus / "journal").write_bytes((ROOT / "fixtures/tiny-accuracy-run/journal.jsonl").read_bytes())
         signed = statement.build(SUBMISSION, dict.fromkeys(SIGNED, "0" * 64), statement.SUBMISSION)
         (corpus / "submission").write_bytes(signed)

@@ -1,13 +1,13 @@
 """No input crashes or stalls the log parser, and none makes it lose count of the lines."""
 
 import io
-import runpy
 import time
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from honest_log import Run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +16,6 @@ from conformance.internevo.log import lines, marks, parse_log, parser
 
 ROOT = Path(__file__).resolve().parents[3]
 LOGS = [path.read_bytes() for path in sorted((ROOT / "reference_logs").glob("*.log"))]
-Run = runpy.run_path(str(ROOT / "fixtures" / "honest_log.py"))["Run"]
 HEADER = b"2026-11-23 18:22:03,000\tINFO a.py:1 in f -- "
 LINE = [line for line in LOGS[-1].splitlines(keepends=True) if b"tflops=" in line][3]
 

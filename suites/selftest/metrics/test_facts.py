@@ -2,10 +2,10 @@
 
 import io
 import re
-import runpy
 from pathlib import Path
 
 import pytest
+from honest_log import Run
 
 from conformance.internevo.log import LogHead, parse_log
 from conformance.metrics.facts import gather
@@ -13,7 +13,6 @@ from conformance.plan import Topology, make_plan
 from conformance.spec import all_workloads, load_workload
 
 ROOT = Path(__file__).resolve().parents[3]
-Run = runpy.run_path(str(ROOT / "fixtures" / "honest_log.py"))["Run"]
 
 
 def facts(data, plan=None, workload=None, head=True):

@@ -1,16 +1,15 @@
 """The segments of a resumed run are put together so that what two of them made stands side by side."""
 
 import io
-import runpy
 from pathlib import Path
 
 import pytest
+from honest_log import Run
 
 from conformance.internevo.log import parse_log
 from conformance.metrics.segments import join, merge
 
 ROOT = Path(__file__).resolve().parents[3]
-Run = runpy.run_path(str(ROOT / "fixtures" / "honest_log.py"))["Run"]
 
 
 def test_a_segment_that_makes_steps_of_two_others_again_is_held_against_each_step_by_its_number():

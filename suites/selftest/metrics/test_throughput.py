@@ -1,11 +1,11 @@
 """Steady state is found by its rule, and speed and TFLOPS are figures that can be checked by hand."""
 
 import io
-import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
+from honest_log import Run
 
 from conformance.internevo.log import Steps, parse_log
 from conformance.internevo.log.steps import stack
@@ -13,7 +13,6 @@ from conformance.metrics.throughput import tflops, throughput
 from conformance.spec import load_workload
 
 ROOT = Path(__file__).resolve().parents[3]
-Run = runpy.run_path(str(ROOT / "fixtures" / "honest_log.py"))["Run"]
 
 
 def frame(tgs, **columns):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import math
-import runpy
 from pathlib import Path
 from types import SimpleNamespace
+
+from honest_log import Run
+from lab import STATED
 
 from conformance import evidence, journal
 from conformance.analysis import analyze
@@ -23,8 +25,6 @@ from conformance.report.build import build_predicate, finding_json
 ROOT = Path(__file__).resolve().parents[3]
 TINY = ROOT / "fixtures" / "tiny-perf-run"
 SLICE = ROOT / "reference_logs" / "h200-7b-slice24-suite-v0.2.3.log"
-STATED = runpy.run_path(str(ROOT / "suites/selftest/bundle/lab.py"))["STATED"]
-Run = runpy.run_path(str(ROOT / "fixtures" / "honest_log.py"))["Run"]
 SYSTEM = {
     **STATED,
     "nodes": 4,
