@@ -116,7 +116,7 @@ def lab() -> list[Step]:
         Step("lab", typed("README.md", "touch spent.jsonl"), here),
         Step("lab", typed("README.md", "conformance challenge new"), here),
         Step("suite", "mkdir ../practice && mv reports/2* ../practice"),
-        Step("suite", typed("README.md", "pytest suites/preflight --nodes 4") + CHALLENGE, there),
+        Step("suite", typed("README.md", "pytest suites/preflight --nodes 4"), there),
         Step("suite", typed("README.md", "pytest suites/perf -m 7b") + CHALLENGE, there),
         Step("suite", "conformance bundle reports/2*/ --vendor ACME > system.toml || test $? = 2", there),
         Step("suite", f"printf %s {shlex.quote(FILLED)} > system.toml"),
@@ -159,6 +159,7 @@ def walk(user: str, home: Path, name: str, steps: list[Step]) -> None:
     for step in steps:
         activate = f". {home}/{step.venv}/bin/activate && " if step.venv else ""
         command = ["runuser", "-u", user, "--", "env", "-i", f"HOME={home}", "PATH=/usr/local/bin:/usr/bin:/bin"]
+        command.append("COLUMNS=200")  # what is printed below is then not wrapped
         start = time.perf_counter()
         done = subprocess.run(
             [*command, "bash", "-euc", f"cd {home / step.folder} && {activate}{step.command}"],
