@@ -11,7 +11,11 @@ from conformance.devices import detect_device
 
 ROOT = Path(__file__).resolve().parents[2]
 
-pytestmark = pytest.mark.skipif(detect_device().name != "cpu", reason="these runs would start on this accelerator")
+
+@pytest.fixture(scope="module", autouse=True)
+def no_accelerator():
+    if detect_device().name != "cpu":
+        pytest.skip("these runs would start on this accelerator")
 
 
 def suite(*args, **variables):

@@ -3,6 +3,7 @@
 import io
 import time
 import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -201,35 +202,45 @@ def test_lines_without_a_mark_say_nothing(data):
     assert [(run.events, run.head, run.counts) for run in fast] == [(run.events, run.head, run.counts) for run in slow]
 
 
+# Made when a test asks for one: together they fill tens of megabytes.
 STALLS = {
-    "one endless line": b"a" * (1 << 20),
-    "an endless word that could be a key": b"tflops=1 step=1 loss=1 " + b"a" * (1 << 20),
-    "keys without end": b"a=" * (1 << 20),
-    "open braces": LINE[:200] + b"x={" * (1 << 18),
-    "an open dict": (LINE[:400].rstrip() + b" grad_norm={'0_default': 1.0,\n") * 4000,
-    "spaces": b"tflops=1" + b" " * (1 << 20),
-    "openings of a unit": b"tflops=1 step=1 loss=1 " + b"a (" * (1 << 20),
-    "escapes": b"\x1b[" + b"1;" * (1 << 20),
-    "headers": LINE[:100] * 20_000,
-    "headers without line ends": (LINE[:24] + b"INFO a.py:1 in f -- ") * 50_000,
-    "prefixes": b"[default0]:" * 100_000,
-    "marks": b"tflops= loss= ,123 INFO Killed\n" * 20_000,
-    "chatter": b"NCCL INFO Channel 00/0 : 0[0] -> 1[1] via P2P/CUMEM\n" * 200_000,
-    "a date for every line": b"".join(LINE.replace(b"2026-11-23", b"20%02d-11-23" % (i % 99)) for i in range(3000)),
-    "tracebacks": b"Traceback (most recent call last):\n" * 50_000,
-    "wrapped for ever": LINE[:200] + b"\n" + b"x=1\n" * 100_000,
-    "a layout for every line": b"".join(LINE.rstrip() + b" x%d=1\n" % i for i in range(3000)),
-    "a prefix for every line": b"".join(b"[default%d]:" % (i % 99_999) + LINE for i in range(6000)),
-    "a run for every line": b"".join(LINE.replace(b"step=3", b"step=%d" % (9999 - i)) for i in range(3000)),
-    "heads": b"2026-11-23 18:22:03,000\tINFO launch.py:435 in launch -- Distributed environment is initialized\n"
-    * 20_000,
-    "carriage returns": b"\r" * (1 << 20),
-    "zeros": bytes(1 << 20),
+    "one endless line": lambda: b"a" * (1 << 20),
+    "an endless word that could be a key": lambda: b"tflops=1 step=1 loss=1 " + b"a" * (1 << 20),
+    "keys without end": lambda: b"a=" * (1 << 20),
+    "open braces": lambda: LINE[:200] + b"x={" * (1 << 18),
+    "an open dict": lambda: (LINE[:400].rstrip() + b" grad_norm={'0_default': 1.0,\n") * 4000,
+    "spaces": lambda: b"tflops=1" + b" " * (1 << 20),
+    "openings of a unit": lambda: b"tflops=1 step=1 loss=1 " + b"a (" * (1 << 20),
+    "escapes": lambda: b"\x1b[" + b"1;" * (1 << 20),
+    "headers": lambda: LINE[:100] * 20_000,
+    "headers without line ends": lambda: (LINE[:24] + b"INFO a.py:1 in f -- ") * 50_000,
+    "prefixes": lambda: b"[default0]:" * 100_000,
+    "marks": lambda: b"tflops= loss= ,123 INFO Killed\n" * 20_000,
+    "chatter": lambda: b"NCCL INFO Channel 00/0 : 0[0] -> 1[1] via P2P/CUMEM\n" * 200_000,
+    "a date for every line": lambda: b"".join(
+        LINE.replace(b"2026-11-23", b"20%02d-11-23" % (i % 99)) for i in range(3000)
+    ),
+    "tracebacks": lambda: b"Traceback (most recent call last):\n" * 50_000,
+    "wrapped for ever": lambda: LINE[:200] + b"\n" + b"x=1\n" * 100_000,
+    "a layout for every line": lambda: b"".join(LINE.rstrip() + b" x%d=1\n" % i for i in range(3000)),
+    "a prefix for every line": lambda: b"".join(b"[default%d]:" % (i % 99_999) + LINE for i in range(6000)),
+    "a run for every line": lambda: b"".join(LINE.replace(b"step=3", b"step=%d" % (9999 - i)) for i in range(3000)),
+    "heads": lambda: (
+        b"2026-11-23 18:22:03,000\tINFO launch.py:435 in launch -- Distributed environment is initialized\n" * 20_000
+    ),
+    "carriage returns": lambda: b"\r" * (1 << 20),
+    "zeros": lambda: bytes(1 << 20),
 }
 
 
 RAISED = LINE[:24] + b"ERROR train.py:321 in <module> -- Raise exception from h with rank id: 3\n"
 TRACE = b"Traceback (most recent call last):\n" + b'  File "train.py", line 1, in main\n' * 6 + b"ValueError: x\n"
+
+
+def without_end(flood):
+    return flood * min(48_000, 6_000_000 // len(flood))
+
+
 # A line or some lines, without end, each of which tells an event.
 FLOODS = {
     "signals": b"Killed " + b"x" * 40 + b"\n",
@@ -239,7 +250,7 @@ FLOODS = {
     "overflows": LINE[:24] + b"WARNING a.py:1 in f -- Overflow occurs, please check it.\n",
     "steps that fall back": LINE.replace(b" step=3 ", b" step=4 ") + LINE,
 }
-STALLS |= {f"{name} without end": flood * min(48_000, 6_000_000 // len(flood)) for name, flood in FLOODS.items()}
+STALLS |= {f"{name} without end": partial(without_end, flood) for name, flood in FLOODS.items()}
 
 
 def judge(data):
@@ -253,7 +264,7 @@ def judge(data):
 @pytest.mark.parametrize("name", STALLS)
 def test_nothing_stalls_it(name):
     """Four times the log takes four times as long; what goes by the square would take sixteen times."""
-    data = STALLS[name]
+    data = STALLS[name]()
     assert judge(data) < 9 * max(judge(data[: len(data) // 4]), 0.25)
 
 
