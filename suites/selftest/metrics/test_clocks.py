@@ -5,7 +5,7 @@ import statistics
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from conformance.launch.samples import samples
@@ -78,6 +78,7 @@ CELLS = st.sampled_from(
 
 
 @relaxed
+@example([("", "99 %", "1755 MHz")], 300, False, 0)
 @given(st.lists(st.tuples(CELLS, CELLS, CELLS), max_size=12), st.integers(1, 300), st.booleans(), st.integers(0, 40))
 def test_whatever_the_cells_hold_and_wherever_the_pieces_are_cut(cells, size, dos, lost):
     text = HEADER + "".join(ROW.format(*row) for row in cells)

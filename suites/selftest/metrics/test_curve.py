@@ -132,6 +132,15 @@ def test_points_enclose_what_seeds_do():
     assert [point[0] for point in found.points] == list(range(STEPS))
 
 
+@pytest.mark.parametrize("further", [1, 4])
+def test_points_are_the_t_interval_of_each_step(further):
+    reference = runs(5, 1)
+    points = np.array(compare(curve(reference), runs(further, 2)).points)
+    mean = reference.mean(axis=0)
+    half = T[5] * reference.std(axis=0, ddof=1) * np.sqrt(1 / further + 1 / 5)
+    assert points[:, 1:] == pytest.approx(np.transpose([mean, mean - half, mean + half]), rel=1e-6)
+
+
 def paired(reference, seeds, factor=1.0, seed=9, origin=ORIGIN):
     """Further runs of seeds of the curve, each with its own rounding and a fault."""
     again = rounded(np.array(reference.losses)[list(seeds)], seed) * factor

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from conformance.internevo.log import Steps
+from conformance.metrics import loss as module
 from conformance.metrics.loss import loss_of
 
 
@@ -78,6 +79,16 @@ def test_spikes_are_found_among_undefined_losses():
     found = loss_of(frame(values))
     assert found.spikes == (200, 300)
     assert found.undefined == (*range(100, 152), 200, 203)
+
+
+def test_the_level_before_a_loss_is_the_median_of_what_is_defined():
+    values = noisy(300)
+    values[[5, 6, 77, 78, 79, 120]] = [np.nan, np.inf, -np.inf, np.nan, np.nan, np.nan]
+    for count in (7, 20, 51, 120, 300):
+        before = [values[max(0, at - module._SPIKE_SPAN) : at] for at in range(count)]
+        defined = [window[np.isfinite(window)] for window in before]
+        level = [np.median(window) if len(window) >= module._SPIKE_LEAST else np.nan for window in defined]
+        np.testing.assert_array_equal(module._running_median(values[:count]), level)
 
 
 def test_a_window_with_an_infinite_loss_is_not_below():
