@@ -79,6 +79,12 @@ def test_what_the_lines_cannot_tell_is_unknown():
     assert (found.global_batch_size, found.tokens_per_card, found.total_steps) == (None, None, None)
 
 
+@pytest.mark.parametrize("missing", ["smallest_batch", "largest_length", "fwd_bwd_time"])
+def test_one_line_without_its_samples_or_its_times_tells_no_cards(missing):
+    found = facts(re.sub(rb"%s=\S+ " % missing.encode(), b"", SAMPLE))
+    assert (found.model.num_layers, found.micro_num, found.cards) == (32, 4, None)
+
+
 def test_lines_without_learning_rates_tell_no_total_steps():
     assert facts(SAMPLE.replace(b"lr=1e-05 ", b"")).total_steps is None
 
