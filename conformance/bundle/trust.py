@@ -278,7 +278,7 @@ def _suite(facts: BundleFacts, bench: Bench) -> Reply:
         if accepted is None and run.kind == "preflight":
             return "no", (
                 f"{run.name} measured the shapes of {run.workload}, a workload that the policy does not accept; "
-                "measure those of the workload that was run, with its -m."
+                "measure those of the workload that was run, with --workload."
             )
         if accepted is None:
             return "no", f"The policy does not accept the workload {run.workload}."

@@ -220,7 +220,7 @@ def _zstd() -> Any:
     except ImportError as error:
         raise DataError(
             "A .zst file needs the package backports.zstd, which is not installed.",
-            "Install it: pip install 'internevo-conformance[data]'.",
+            "Install it: pip install '.[data]' in the suite's checkout.",
         ) from error
     return zstd
 

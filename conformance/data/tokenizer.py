@@ -53,7 +53,7 @@ def rehearsal_tokenizer() -> Path:
     except metadata.PackageNotFoundError as error:
         raise DataError(
             "The rehearsal's tokenizer comes from the package mistral-common, which is not installed.",
-            "Install it: pip install 'internevo-conformance[rehearsal]'.",
+            "Install it: pip install '.[rehearsal]' in the suite's checkout.",
         ) from error
     return Path(str(path))
 
@@ -74,7 +74,7 @@ def load_tokenizer(model: Path) -> SentencePieceProcessor:
         from sentencepiece import SentencePieceProcessor
     except ImportError as error:
         raise DataError(
-            "sentencepiece is not installed.", "Install it: pip install 'internevo-conformance[data]'."
+            "sentencepiece is not installed.", "Install it: pip install '.[data]' in the suite's checkout."
         ) from error
     try:
         processor = SentencePieceProcessor(model_file=str(model))

@@ -13,8 +13,8 @@ Record = Mapping[str, Any]
 EVIDENCE = "environment/"
 GIB = 1 << 30
 # What one rounding to nearest is taken for, relative. Of fp16, fp32 and fp64 it is the largest error (unit roundoff,
-# IEEE 754); of bf16, whose 8 significant bits make that 2^-8, half of it: errors are judged as norms over many elements,
-# and the root mean square of a rounding is about 0.4 of the largest.
+# IEEE 754); of bf16, whose 8 significant bits make that 2^-8, half of it: errors are judged as norms over many
+# elements, and the root mean square of a rounding is about 0.4 of the largest.
 ROUNDOFF = {"bfloat16": 2.0**-9, "float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53, "int64": 0.0}
 
 
