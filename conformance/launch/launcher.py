@@ -19,6 +19,8 @@ from conformance.launch.guard import dismiss, guard, kill_marked
 DEFAULT_PORT = 29500
 # How long a started agent may take to end after its run has.
 AGENT_SECONDS = 30.0
+# SLURM_INTERACTIVE_STEP of slurm.h: the shell that salloc opens on sites with LaunchParameters=use_interactive_step.
+INTERACTIVE_STEP = str(0xFFFFFFFA)
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,8 @@ def find_place(
 
 
 def _usual_launcher(nodes: int, environ: Mapping[str, str]) -> str:
-    # With a step id this process was itself started by srun, once a node, as torchrun is.
-    inside = "SLURM_JOB_ID" in environ and "SLURM_STEP_ID" not in environ
+    # With a step id this process was itself started by srun, once a node, as torchrun is; or by salloc, as its shell.
+    inside = "SLURM_JOB_ID" in environ and environ.get("SLURM_STEP_ID", INTERACTIVE_STEP) == INTERACTIVE_STEP
     return "slurm" if nodes > 1 and inside else "torchrun"
 
 

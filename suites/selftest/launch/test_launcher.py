@@ -68,6 +68,7 @@ def test_one_node_needs_nothing_and_ignores_the_pods_variables():
 def test_inside_an_allocation_slurm_starts_the_nodes():
     environ = {"SLURM_JOB_ID": "1234", "SLURM_JOB_NUM_NODES": "2"}
     assert place(2, environ) == ("slurm", 0, "", DEFAULT_PORT + 2 * 234)
+    assert place(2, environ | {"SLURM_STEP_ID": "4294967290"})[0] == "slurm"  # as salloc's own shell had it
     assert place(1, environ)[0] == "torchrun"
 
 
