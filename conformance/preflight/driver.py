@@ -171,7 +171,7 @@ def _journal(task: Task, ranks: Ranks, number: int) -> Path:
 def _overdue(path: Path) -> dict[str, Any] | None:
     """The phase that a process is in, where it is over the phase's limit."""
     line = (told_in(path) or [{}])[-1]
-    late = "otherwise" in line and time.time() > line["at"] + line["seconds"]
+    late = "otherwise" in line and time.monotonic() > line["at"] + line["seconds"]
     return line if late else None
 
 

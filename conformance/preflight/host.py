@@ -52,8 +52,8 @@ def measure(task: Task, journal: Journal) -> None:
     device = load_device(task.device)
     for index in range(task.devices):
         journal.phase(f"host: device {index}")
-        journal.record("identity", index=index, **device.identity(index))
-        journal.record("health", index=index, **_health(device, index))
+        journal.record("identity", **{**device.identity(index), "index": index})
+        journal.record("health", **{**_health(device, index), "index": index})
 
 
 def _health(device: Device, index: int) -> dict[str, Any]:

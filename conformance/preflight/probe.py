@@ -41,16 +41,17 @@ class Journal:
             otherwise: The record that is then kept, by which the process that begins anew knows what to leave out.
         """
         limit = {} if seconds is None else {"seconds": seconds, "otherwise": otherwise}
-        self._write({"phase": name, "at": time.time(), **limit})
+        # The monotonic clock is one for all processes of a machine, and no step of NTP moves it.
+        self._write({"phase": name, "at": time.monotonic(), **limit})
 
-    def record(self, kind: str, **values: Any) -> None:
+    def record(self, kind: str, /, **values: Any) -> None:
         """Keep one measurement.
 
         Args:
             kind: What was measured.
             values: What json can hold; floats that are not finite become strings, so that a judge sees them.
         """
-        self._write({"kind": kind, **{name: plain(value) for name, value in values.items()}})
+        self._write({**{name: plain(value) for name, value in values.items()}, "kind": kind})
 
     def over(self, part: str) -> None:
         """Say that a part is measured to its end, so that it can be judged whatever becomes of this process.
@@ -84,11 +85,13 @@ def add_to(path: Path, line: Record) -> None:
     """Add a line to a journal.
 
     Args:
-        path: The journal.
+        path: The journal; its last line may have been cut where a process was ended.
         line: What json can hold.
     """
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line, allow_nan=False) + "\n")
+    with path.open("ab+") as stream:
+        stream.seek(max(0, stream.tell() - 1))
+        begin = b"" if stream.read() in (b"", b"\n") else b"\n"
+        stream.write(begin + json.dumps(line, allow_nan=False).encode() + b"\n")
 
 
 def told_in(path: Path) -> list[Record]:

@@ -16,6 +16,7 @@ from conformance import __version__
 from conformance.checks.finding import Finding, Result
 from conformance.checks.preflight import Preflight, judge
 from conformance.devices import Device
+from conformance.devices.vendors import load_vendors
 from conformance.evidence import PREFLIGHT as SETUP
 from conformance.evidence import write_json
 from conformance.launch.launcher import Place
@@ -177,12 +178,14 @@ def _tasks(plan: Plan) -> list[tuple[str, int]]:
 
 
 def _setup(device: Device, request: Request, plan: Plan) -> dict[str, Any]:
+    vendors = load_vendors()
     return {
         "suite": __version__,
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
         "device": device.name,
         "backend": device.backend,
+        "collective_debug": vendors[device.name].debug if device.name in vendors else "",
         "nodes": request.nodes,
         "ranks": request.nodes * request.devices,
         "rehearsal": device.backend == "gloo",

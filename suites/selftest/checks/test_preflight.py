@@ -323,10 +323,14 @@ def test_what_a_tool_does_not_tell_is_no_breach_of_contract():
 
 def test_a_hang_is_named_by_rank_and_phase():
     preflight = sound_cluster()
+    preflight.setup["collective_debug"] = "NCCL_DEBUG"
+    assert "NCCL_DEBUG" not in judge(preflight)[0].message
     hang(preflight)
     ended = judge(preflight)[0]
     assert "rank 3 hung" in ended.message
     assert "collectives: broadcast" in ended.message
+    assert ended.message.endswith("; with NCCL_DEBUG set the collective library tells more.")
+    assert ended.value == 1
 
 
 @pytest.mark.parametrize(

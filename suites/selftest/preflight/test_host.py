@@ -20,7 +20,8 @@ HOST = (
     "host-memory", "host-numa", "host-frequency", "host-rdma", "host-software",
 )  # fmt: skip
 DEVICE = SimpleNamespace(
-    identity=lambda index: {"vendor": "Abacus", "model": "A1", "uuid": f"AB-{index}"},
+    # A plugin may tell more than is asked, also under the record's own names.
+    identity=lambda index: {"vendor": "Abacus", "model": "A1", "uuid": f"AB-{index}", "index": "7", "kind": "A"},
     health=lambda index: {
         "bus": f"00000000:{index + 1}7:00.0", "ecc_uncorrected": "0", "processes": "", "link_width": "16",
         "link_width_max": "16",
