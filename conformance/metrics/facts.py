@@ -331,8 +331,6 @@ def _layouts(steps: Steps, found: _Gathered, low: float, high: float) -> Iterato
         return
     # A micro batch is filled with samples, none longer than the longest; so is the one with the fewest of them.
     room = steps["smallest_batch"] * steps["largest_length"]
-    if "num_samples_in_batch" in steps:
-        room = np.minimum(room, steps["num_samples_in_batch"] * steps["largest_length"] / micro_num)
     if not np.isfinite(room).all():
         return
     for micro_bsz in range(1, min(int(room.min()) // seq_len, 4096) + 1):

@@ -89,6 +89,26 @@ def test_a_constant_offset_is_seen_as_often_as_it_says(further):
     assert np.mean(seen) > 0.85
 
 
+# Student's t that is exceeded in 5 of 100 cases, from the same table.
+T95 = {5: 2.131847, 12: 1.795885}
+
+
+@pytest.mark.parametrize(("count", "further"), [(5, 1), (12, 4)])
+def test_the_offset_that_is_seen_is_the_smallest_whose_t_bound_is_beyond(count, further):
+    reference = runs(count, 1)
+    found = compare(curve(reference), runs(further, 2))
+    others = (reference.sum(axis=0) - reference) / (count - 1)
+    noise = (reference / others - 1).reshape(count, -1, BLOCK).mean(axis=2)
+    noise *= np.sqrt((1 / further + 1 / count) / (1 + 1 / count))
+
+    def sure(offset):
+        beyond = [np.sqrt(np.square(noise + sign * offset).mean(axis=1)) for sign in (1, -1)]
+        return all(rms.mean() - T95[count] * rms.std(ddof=1) > found.bound for rms in beyond)
+
+    assert sure(found.detectable * 1.0001)
+    assert not sure(found.detectable * 0.9999)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_an_offset_up_is_seen_as_soon_as_one_down(seed):
     losses = runs(5, seed)

@@ -79,6 +79,13 @@ def test_what_the_lines_cannot_tell_is_unknown():
     assert (found.global_batch_size, found.tokens_per_card, found.total_steps) == (None, None, None)
 
 
+def test_where_several_layouts_fit_the_published_micro_batch_decides():
+    line = re.sub(rb"smallest_batch=2 ", b"smallest_batch=4 ", SAMPLE)
+    found = facts(line)
+    assert (found.micro_bsz, found.data_parallel, found.cards) == (2, 16, None)
+    assert "taking micro_bsz 2 of the published configuration" in found.sources["micro_bsz"]
+
+
 @pytest.mark.parametrize("missing", ["smallest_batch", "largest_length", "fwd_bwd_time"])
 def test_one_line_without_its_samples_or_its_times_tells_no_cards(missing):
     found = facts(re.sub(rb"%s=\S+ " % missing.encode(), b"", SAMPLE))

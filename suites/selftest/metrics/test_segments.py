@@ -1,6 +1,7 @@
 """The segments of a resumed run are put together so that what two of them made stands side by side."""
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,11 @@ def test_lines_without_a_head_go_on_with_a_run_of_their_shape_only(seq_len, runs
     first = parse_log(io.BytesIO(Run(total_steps=60).text(last=30)))[0]
     lines = parse_log(io.BytesIO(Run(total_steps=60, seq_len=seq_len).text(first=30, head=False)))[0]
     assert len(join([first, lines])) == runs
+
+
+@pytest.mark.parametrize("without", [0, 1])
+def test_lines_that_tell_no_shape_go_on_with_any_run(without):
+    run = Run(total_steps=60)
+    texts = [run.text(last=30), run.text(first=30, head=False)]
+    texts[without] = re.sub(rb"tflops=\S+", b"tflops=nan", texts[without])
+    assert len(join([parse_log(io.BytesIO(text))[0] for text in texts])) == 1
