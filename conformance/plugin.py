@@ -49,6 +49,10 @@ class SuiteState:
 
 
 STATE = pytest.StashKey[SuiteState]()
+# Why runs could not be made, as far as a test has said it.
+_TOLD: list[ConformanceError] = []
+# What a green session would belie, whichever checks were selected.
+NOT_GOOD = (Verdict.NOT_CONFORMANT, Verdict.INCONCLUSIVE)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -418,7 +422,8 @@ def require(outcome: Outcome | ConformanceError, check: str) -> None:
         check: Id of the check.
     """
     if isinstance(outcome, ConformanceError):
-        if check == "run-ended":  # said once, not once for every check
+        if outcome not in _TOLD:  # said once, not once for every check
+            _TOLD.append(outcome)
             pytest.fail(str(outcome), pytrace=False)
         pytest.skip("the run could not be made")
     found = [finding for finding in outcome.judgement.findings if finding.check == check]
@@ -440,7 +445,7 @@ def require(outcome: Outcome | ConformanceError, check: str) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Nothing tested is never green: a session whose every check was skipped ends with 5, as one without tests.
+    """Nothing tested is never green, nor a bad verdict: with every check skipped 5, as without tests, else 1.
 
     Args:
         session: pytest's session.
@@ -450,7 +455,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     state = session.config.stash[STATE]
     if asked and not state.outcomes and exitstatus == 0 and not session.config.option.collectonly:
         session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
-    if any(o.judgement.verdict is Verdict.INCONCLUSIVE for o in state.outcomes.values()) and exitstatus == 0:
+    if any(o.judgement.verdict in NOT_GOOD for o in state.outcomes.values()) and exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

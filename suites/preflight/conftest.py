@@ -217,6 +217,21 @@ def _measure(config, run):
         attempt(_device(config), config.stash[REQUEST], run, config.option.reports, config.option.signing_key, told)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session, exitstatus):
+    """A bad verdict is never green, whichever checks were selected."""
+    from conformance.evidence import RunDirectory
+    from conformance.judgement import judge
+    from conformance.plugin import NOT_GOOD
+    from conformance.preflight.session import FINDINGS
+
+    run = session.config.stash.get(RUN, None)
+    if exitstatus != 0 or run is None or not (run / FINDINGS).is_file():
+        return
+    if judge(RunDirectory(run)).verdict in NOT_GOOD:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_terminal_summary(terminalreporter, config):
     from conformance.preflight.session import FINDINGS
 

@@ -24,6 +24,101 @@ def suite(*args, **variables):
     return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120, check=False)
 
 
+# What stands in for a run and for the measuring, in the suites that a test starts.
+STUB = """
+import json, os, shutil
+from dataclasses import replace
+from pathlib import Path
+
+from conformance import pipeline
+from conformance.checks.finding import Verdict
+from conformance.errors import LaunchError
+from conformance.evidence import RunDirectory
+from conformance.judgement import judge
+from conformance.launch.supervise import Ending
+from conformance.preflight import attempt as preflight
+
+ASKED, FIXTURE = os.environ["ASKED"], Path("fixtures/tiny-preflight-run/environment")
+
+
+def run_workload(request, site, watch):
+    from conformance.selftest.run import good_run
+
+    with (site.reports / "started").open("a") as stream:
+        print("started", file=stream)
+    if ASKED == "no run":
+        raise LaunchError("Port 29500 cannot be used.", "Choose another --master-port.")
+    run = good_run(site.reports)
+    judgement = replace(judge(RunDirectory(run)), verdict=Verdict[ASKED])
+    return pipeline.Outcome(run, judgement, Ending(0, False, 0), "0" * 64, "1" * 64, True)
+
+
+def attempt(device, request, run, reports, signing_key, told):
+    if ASKED == "no run":
+        raise LaunchError("The nodes do not meet.")
+    told("measuring")
+    shutil.copytree(FIXTURE, run / "environment", dirs_exist_ok=True)
+    contract = run / "environment" / "preflight-contract.json"
+    value = json.loads(contract.read_text())
+    if ASKED == "NOT_CONFORMANT":
+        value["processes"][0]["records"][0] |= {"state": "wrong"}
+    contract.write_text(json.dumps(value))
+
+
+pipeline.run_workload, preflight.attempt = run_workload, attempt
+"""
+
+
+@pytest.fixture
+def stubbed(tmp_path):
+    """Start a suite whose run or preflight comes to what is asked for; reports go to ``tmp_path``."""
+    (tmp_path / "stub_of_the_run.py").write_text(STUB)
+
+    def start(asked, *args):
+        args = ("-p", "stub_of_the_run", "--device", "cpu", "--reports", str(tmp_path), *args)
+        return suite(*args, ASKED=asked, PYTHONPATH=str(tmp_path))
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("asked", "code"),
+    [
+        ("NOT_CONFORMANT", pytest.ExitCode.TESTS_FAILED),
+        ("INCONCLUSIVE", pytest.ExitCode.TESTS_FAILED),
+        ("REHEARSAL", pytest.ExitCode.OK),
+    ],
+)
+def test_a_bad_verdict_is_never_green_whichever_check_was_selected(asked, code, stubbed):
+    result = stubbed(asked, "suites/perf", "-m", "tiny", "-k", "run-ended")
+    assert "1 passed" in result.stdout
+    assert asked in result.stdout
+    assert result.returncode == code
+
+
+@pytest.mark.parametrize(
+    ("asked", "code"), [("NOT_CONFORMANT", pytest.ExitCode.TESTS_FAILED), ("REHEARSAL", pytest.ExitCode.OK)]
+)
+def test_nor_is_that_of_a_preflight(asked, code, stubbed):
+    result = stubbed(asked, "suites/preflight", "-k", "host-clock")
+    assert "1 passed" in result.stdout, result.stdout + result.stderr
+    assert result.returncode == code
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("suites/perf", "-m", "tiny", "-k", "floor"), "Port 29500 cannot be used. Choose another --master-port."),
+        (("suites/preflight", "-k", "host"), "The nodes do not meet."),
+    ],
+)
+def test_why_nothing_was_run_is_told_once_whichever_checks_were_selected(args, sentence, stubbed):
+    result = stubbed("no run", *args)
+    assert "1 failed" in result.stdout
+    assert result.stdout.count(f"\n{sentence}\n") == 1
+    assert result.returncode == pytest.ExitCode.TESTS_FAILED
+
+
 def test_an_official_workload_without_accelerators_is_refused_in_one_sentence():
     result = suite("suites/perf", "-m", "7b", "--nodes", "4")
     assert result.returncode == pytest.ExitCode.USAGE_ERROR
