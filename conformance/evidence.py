@@ -28,6 +28,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -53,6 +54,8 @@ SINGLE_FILES = (JOURNAL, CHALLENGE)
 
 # Our own JSON files are a few KiB; a file far beyond that is not one of them.
 MAX_JSON_BYTES = 4 << 20
+# An interruption a night for more than three months. Each segment's names are found among those of all.
+MAX_SEGMENTS = 100
 
 # What an attempt leaves under these becomes a segment of the run that resumes it.
 _LIVE = re.compile(r"(logs|environment)/(?!segment\d)")
@@ -125,6 +128,10 @@ class Segment:
         Returns:
             Names as they were in its own run directory, sorted.
         """
+        return self._names
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
         own = f"/segment{self.number}/"
         kept = []
         for name in self.files.names():
@@ -191,8 +198,13 @@ def segments(files: Evidence) -> tuple[Segment, ...]:
 
     Returns:
         One for each, the oldest first; none for a run that was not resumed.
+
+    Raises:
+        EvidenceError: They are more than MAX_SEGMENTS.
     """
     numbers = {int(found[1]) for name in files.names() if (found := _SEGMENT.match(name))}
+    if len(numbers) > MAX_SEGMENTS:
+        raise EvidenceError(f"The run holds {len(numbers)} earlier attempts; at most {MAX_SEGMENTS} are read.")
     return tuple(Segment(files, number) for number in sorted(numbers))
 
 
@@ -202,9 +214,17 @@ def take_over(earlier: Path, run: Path) -> None:
     Args:
         earlier: Run directory of the attempt.
         run: The new run directory.
+
+    Raises:
+        EvidenceError: It was resumed MAX_SEGMENTS times already.
     """
     files = RunDirectory(earlier)
     number = len(segments(files))
+    if number >= MAX_SEGMENTS:
+        raise EvidenceError(
+            f"The run {earlier} goes on from {number} earlier attempts; at most {MAX_SEGMENTS} are read.",
+            "Begin anew, without --resume.",
+        )
     for name in files.names():
         if name in (JOURNAL, SIGNER) or name.startswith("configs/"):
             continue

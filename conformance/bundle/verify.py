@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -58,7 +59,11 @@ class BundleEvidence:
         Returns:
             Names relative to the run, sorted.
         """
-        return tuple(sorted(self.digests()))
+        return self._names
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(sorted(self._digests))
 
     def open(self, name: str) -> BinaryIO:
         """Open a file as a stream.
@@ -71,12 +76,16 @@ class BundleEvidence:
         """
         return archive.open_member(self.index, self.prefix + name)
 
-    def digests(self) -> dict[str, str]:
+    def digests(self) -> Mapping[str, str]:
         """What the one pass over the archive found; no file is hashed for it.
 
         Returns:
             sha256, hex, by name.
         """
+        return self._digests
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
         found = {
             name.removeprefix(self.prefix): member.sha256
             for name, member in self.index.members.items()

@@ -222,3 +222,14 @@ def test_another_vendors_run_in_ones_own_submission(tmp_path):
     assert verification.verdict is Verdict.NOT_CONFORMANT
     told = next(answer.message for answer in verification.answers if answer.id == "trust")
     assert told == "A run is signed by the key of another vendor: 'Other Silicon'."
+
+
+def test_more_earlier_attempts_than_any_run_has_are_not_read(made):
+    lab, members = made
+    record = members["environment/segment0/run.json"]
+    more = {f"environment/segment{number}/run.json": record for number in range(1, evidence.MAX_SEGMENTS + 1)}
+    verification = verify(resigned(lab, members, more), lab.bench(accept_accuracy))
+    assert verification.verdict is Verdict.NOT_CONFORMANT
+    told = next(answer.message for answer in verification.answers if answer.id == "recomputed")
+    assert "holds 101 earlier attempts; at most 100 are read." in told
+    shown(verification)

@@ -1,0 +1,53 @@
+"""A run of many earlier attempts is read in a time that its files bound, or refused."""
+
+import pytest
+
+from conformance.bundle import archive
+from conformance.bundle.verify import BundleEvidence
+from conformance.errors import EvidenceError
+from conformance.evidence import MAX_SEGMENTS, RunDirectory, Segment, segments, take_over
+
+
+class Named:
+    """Evidence of which only the names are asked."""
+
+    def __init__(self, names):
+        self.known, self.asked = tuple(sorted(names)), 0
+
+    def names(self):
+        self.asked += 1
+        return self.known
+
+
+def records(count):
+    return [f"environment/segment{number}/run.json" for number in range(count)]
+
+
+def test_more_segments_than_any_run_has_are_refused():
+    assert len(segments(Named(records(MAX_SEGMENTS)))) == MAX_SEGMENTS
+    with pytest.raises(EvidenceError, match=r"holds 101 earlier attempts; at most 100 are read\."):
+        segments(Named(records(MAX_SEGMENTS + 1)))
+
+
+def test_a_run_that_could_not_be_read_is_not_begun(tmp_path):
+    for name in records(MAX_SEGMENTS):
+        (tmp_path / "earlier" / name).parent.mkdir(parents=True)
+        (tmp_path / "earlier" / name).write_text("{}")
+    with pytest.raises(EvidenceError, match=r"goes on from 100 earlier attempts; at most 100 are read\. Begin anew"):
+        take_over(tmp_path / "earlier", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "earlier/environment/segment99/run.json").unlink()
+    take_over(tmp_path / "earlier", tmp_path / "new")
+    assert len(segments(RunDirectory(tmp_path / "new"))) == MAX_SEGMENTS - 1
+
+
+def test_the_names_of_all_files_are_gone_through_once(tmp_path):
+    files = Named([*records(3), "environment/run.json"])
+    segment = Segment(files, 1)
+    assert segment.names() is segment.names()
+    assert segment.names() == ("environment/run.json", "environment/segment0/run.json")
+    assert files.asked == 1
+    archive.write_bundle(tmp_path / "x.tar", dict.fromkeys(("report.dsse.json", *records(3)), b"{}"))
+    bundle = BundleEvidence(archive.read_index(tmp_path / "x.tar"))
+    assert bundle.names() is bundle.names()
+    assert bundle.digests() is bundle.digests()
