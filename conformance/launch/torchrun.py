@@ -23,11 +23,14 @@ RECORDED_PREFIXES = (
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH", re.I)
 RECORDED_NAMES = (
     "CUBLAS_WORKSPACE_CONFIG", "LD_PRELOAD", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "NVIDIA_TF32_OVERRIDE",
-    "PET_NODE_RANK", "RANK", "WORLD_SIZE",
+    "PET_NODE_RANK", "RANK", "TZ", "WORLD_SIZE",
 )  # fmt: skip
 PLACE_NAMES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "PET_NODE_RANK", "RANK", "WORLD_SIZE")
 # torchrun takes any of its options from a variable of this family: restarts, another rendezvous.
 TORCHRUN_OPTIONS = "PET_"
+# InternEvo logs local times without their zone: where the clock is set to or from summer time, an hour of a run of days
+# would be missing or come twice.
+SETTLED = {"TZ": "UTC"}
 # Set on every process that a run starts, so that it can find its own, whatever became of their parents.
 RUN_MARK = "CONFORMANCE_RUN"
 
@@ -92,10 +95,11 @@ def environment(run: Path, node_rank: int = 0) -> dict[str, str]:
         node_rank: Index of the node.
 
     Returns:
-        This process's environment, without what would be options to torchrun beside the recorded ones; and the mark.
+        This process's environment, without what would be options to torchrun beside the recorded ones; what the suite
+        settles on every node, whatever is set there; and the mark.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(TORCHRUN_OPTIONS)}
-    return {**kept, RUN_MARK: mark(run, node_rank)}
+    return {**kept, **SETTLED, RUN_MARK: mark(run, node_rank)}
 
 
 def mark(run: Path, node_rank: int | str) -> str:
@@ -140,7 +144,7 @@ def recorded(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def differing(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, str | None]:
-    """What is set otherwise on another node, besides what tells each node its place and its devices.
+    """What is set otherwise on another node, besides what tells each node its place and its devices, or is settled.
 
     Args:
         ours: Recorded variables of node 0.
@@ -152,7 +156,7 @@ def differing(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, s
     names = {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
     # Which of its devices a scheduler gives a node is the node's own; whether they are alike, their identities tell.
     devices = {name for vendor in load_vendors().values() for name in vendor.visible_devices}
-    return {name: theirs.get(name) for name in sorted(names - devices) if name not in PLACE_NAMES}
+    return {name: theirs.get(name) for name in sorted(names - devices - {*PLACE_NAMES, *SETTLED})}
 
 
 def free_port() -> int:

@@ -1,5 +1,7 @@
 """A process's place in a run, from options and from what torchrun, Slurm and Kubernetes set."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -50,6 +52,37 @@ def test_no_variable_of_torchruns_own_options_reaches_it(monkeypatch, tmp_path):
     given = torchrun.environment(tmp_path)
     assert [name for name in given if name.startswith("PET_")] == []
     assert given["RANK"] == "1"
+
+
+CLOCK = """
+import logging, time
+logging.basicConfig(format="%(asctime)s", level=logging.INFO)
+logging.Formatter.converter = lambda self, seconds: time.localtime({seconds})
+logging.info("")
+print(time.localtime().tm_gmtoff)
+"""
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_every_rank_of_every_node_logs_in_utc_whatever_zone_is_set_there(node, monkeypatch, tmp_path):
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    change = 1792890000  # 25 October 2026, 01:00 UTC: there the clock goes back from 3 to 2
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", CLOCK.format(seconds=change + after)], env=torchrun.environment(tmp_path, node),
+            capture_output=True, text=True, check=True,
+        )
+        for after in (-600, 600)
+    ]  # fmt: skip
+    assert [one.stderr[:19] for one in found] == ["2026-10-25 00:50:00", "2026-10-25 01:10:00"]
+    assert {one.stdout for one in found} == {"0\n"}
+
+
+def test_the_zone_of_a_run_is_recorded_and_no_node_differs_in_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    assert torchrun.recorded(torchrun.environment(tmp_path))["TZ"] == "UTC"
+    theirs = torchrun.recorded({"TZ": "America/New_York", "OMP_SCHEDULE": "dynamic"})
+    assert torchrun.differing(torchrun.recorded({"TZ": "Europe/Berlin"}), theirs) == {"OMP_SCHEDULE": "dynamic"}
 
 
 def test_options_come_before_the_environment():
