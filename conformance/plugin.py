@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import re
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from conformance import journal
 from conformance.checks.finding import Result, Verdict
 from conformance.data import read_fingerprint
 from conformance.devices import Device, detect_device, load_device
 from conformance.errors import ConformanceError
-from conformance.evidence import REQUEST, Request, RunDirectory, read_json, request_from_json
+from conformance.evidence import JOURNAL, PLAN, REQUEST, Request, RunDirectory, read_json, request_from_json
 from conformance.plan import DEFAULT_SEED, Topology, make_plan, parse_overrides
 from conformance.spec import Workload, all_workloads, load_checks, load_workload
 
@@ -103,7 +106,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--seed",
         type=int,
-        default=DEFAULT_SEED,
         metavar="N",
         help=f"InternEvo's seed (default: {DEFAULT_SEED}; of a preflight a fresh one)",
     )
@@ -167,14 +169,11 @@ def checks(kind: str) -> list[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out rehearsals that were not named, and skip or refuse what this machine cannot carry.
+    """Leave out rehearsals that were not named.
 
     Args:
         config: pytest's configuration.
         items: Collected tests; changed in place.
-
-    Raises:
-        pytest.UsageError: A workload was named and cannot run here.
     """
     unnamed = {w.name for w in all_workloads() if not w.official and not _is_named(config, w)}
     dropped = [item for item in items if _workload_of(item) in unnamed]
@@ -194,7 +193,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         pytest.UsageError: A workload was named and cannot run here.
     """
     config = session.config
-    if config.option.collectonly:
+    if config.option.collectonly or hasattr(config, "workerinput"):  # a worker's are refused by its controller
         return
     for name in dict.fromkeys(filter(None, map(_workload_of, session.items))):
         workload = load_workload(name)
@@ -206,6 +205,24 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             for item in session.items:
                 if _workload_of(item) == name:
                     item.add_marker(pytest.mark.skip(reason=str(error)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(ids: Sequence[str]) -> None:
+    """Refuse workloads under pytest-xdist, before anything starts: each worker would make a run of its own.
+
+    Args:
+        ids: Ids of the tests that a worker selected.
+
+    Raises:
+        pytest.UsageError: Tests of a workload are among them.
+    """
+    for workload in all_workloads():
+        if any(f"[{workload.name}-" in each for each in ids):
+            raise pytest.UsageError(
+                f"Each worker of pytest-xdist would run {workload.name} on the same devices. Leave out -n, which only "
+                "suites/preflight takes."
+            )
 
 
 def prepare(config: pytest.Config, workload: Workload) -> tuple[Request, Site]:
@@ -236,6 +253,8 @@ def prepare(config: pytest.Config, workload: Workload) -> tuple[Request, Site]:
     )
     if place.node_rank == 0:
         signer(option.signing_key)  # now, and not after days of training
+        if option.resume is not None:
+            _require_journalled(option.resume, option.reports, request)
     require_pinned(find_source(option.internevo, workload.tag), workload)
     site = Site(
         device=device.name,
@@ -265,13 +284,13 @@ def _request(option: Any, workload: Workload, device: Device) -> tuple[Request, 
             nodes,
             _devices_per_node(workload, device, nodes, option),
             parse_overrides(option.set),
-            option.seed,
+            DEFAULT_SEED if option.seed is None else option.seed,
         )
     else:
         request = _resumed_request(workload, option)
     challenge = None
     if option.challenge is not None:
-        request, challenge = _answering(request, option.challenge)
+        request, challenge = _answering(request, option.challenge, option.resume is None and option.seed is None)
     make_plan(workload, Topology(request.nodes, request.devices_per_node), request.overrides, seed=request.seed)
     return request, challenge
 
@@ -288,17 +307,17 @@ def _require_data(option: Any, workload: Workload) -> None:
     read_fingerprint(option.data)
 
 
-def _answering(request: Request, path: Path) -> tuple[Request, bytes]:
-    """The request with the seed that answers a challenge, and the challenge to keep with the run."""
+def _answering(request: Request, path: Path, free: bool) -> tuple[Request, bytes]:
+    """The request with the seed that answers a challenge, if it has that or is free to take it; and the challenge."""
     from conformance.report import challenge
 
     asked, envelope = challenge.read(path)
     challenge.require_valid(asked, request.workload, datetime.now(timezone.utc))
     seed = challenge.seed(asked.nonce, request.workload)
-    if request.seed not in (DEFAULT_SEED, seed):
+    if request.seed != seed and not free:
         raise ConformanceError(
             f"The run's seed is {request.seed}; the challenge {path} asks for {seed}.",
-            "Leave --seed out; a run that goes on keeps the challenge that it began with.",
+            "Leave --seed out; a run that goes on answers the challenge that it began with, or none.",
         )
     return replace(request, seed=seed), envelope
 
@@ -317,7 +336,7 @@ def _resumed_request(workload: Workload, option: Any) -> Request:
         "nodes": option.nodes,
         "devices_per_node": option.devices_per_node,
         "overrides": parse_overrides(option.set) or None,
-        "seed": None if option.seed == DEFAULT_SEED else option.seed,
+        "seed": option.seed,
         "workload": workload.name,
     }
     for name, value in said.items():
@@ -327,6 +346,25 @@ def _resumed_request(workload: Workload, option: Any) -> Request:
                 "A run goes on as it began: leave out what it was asked for with.",
             )
     return earlier
+
+
+def _require_journalled(resumed: Path, reports: Path, request: Request) -> None:
+    """That the reports folder's journal shows the run that is to go on, with the plan that it would go on with."""
+    from conformance.judgement import plan_of
+
+    path, name = reports / JOURNAL, resumed.resolve().name
+    entries = journal.parse(path.read_bytes()).entries if path.is_file() else ()
+    digest = hashlib.sha256((resumed / PLAN).read_bytes()).hexdigest() if (resumed / PLAN).is_file() else ""
+    if not any((one.run, one.plan) == (name, digest) for one in journal.attempts(entries)):
+        raise ConformanceError(
+            f"The journal {path} shows no attempt {name} with the plan that stands in {resumed}.",
+            "A run goes on where it was made: name the folder of its journal with --reports.",
+        )
+    if read_json(RunDirectory(resumed), PLAN) != json.loads(json.dumps(plan_of(request).to_json())):
+        raise ConformanceError(
+            f"--resume {resumed} began with another plan than this build of the suite makes of the same request.",
+            "A run goes on as it began: use the build of the suite that began it.",
+        )
 
 
 def _devices_per_node(workload: Workload, device: Device, nodes: int, option: Any) -> int:

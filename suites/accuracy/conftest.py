@@ -13,6 +13,8 @@ REHEARSAL = "tiny-accuracy"
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     option = session.config.option
+    if hasattr(session.config, "workerinput"):  # runs under pytest-xdist are refused
+        return
     named = {item.callspec.params.get("outcome") for item in session.items if hasattr(item, "callspec")}
     if named != {REHEARSAL} or option.data or option.resume or option.collectonly:
         return

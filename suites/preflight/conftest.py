@@ -44,8 +44,7 @@ def pytest_xdist_auto_num_workers(config):
 
 def _seed(config):
     """The seed that was asked for, else a fresh one; of several nodes that of node 0 counts."""
-    asked = any(str(arg).partition("=")[0] == "--seed" for arg in config.invocation_params.args)
-    return config.option.seed if asked else secrets.randbelow(1 << 31)
+    return secrets.randbelow(1 << 31) if config.option.seed is None else config.option.seed
 
 
 def _request(config):

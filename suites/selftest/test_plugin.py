@@ -1,13 +1,18 @@
 """The suites as a user calls them, where no accelerator is: refusals, selection, exit codes."""
 
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from conformance import journal
 from conformance.devices import detect_device
+from conformance.evidence import JOURNAL, PLAN, REQUEST, RunDirectory, read_json, request_from_json, write_json
+from conformance.judgement import plan_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -119,6 +124,17 @@ def test_why_nothing_was_run_is_told_once_whichever_checks_were_selected(args, s
     assert result.returncode == pytest.ExitCode.TESTS_FAILED
 
 
+@pytest.mark.parametrize("args", [("suites/perf",), ("suites/preflight", "suites/accuracy")], ids=" and ".join)
+def test_workers_of_xdist_make_no_runs_of_their_own(args, stubbed, tmp_path):
+    result = stubbed("no run", *args, "-m", "tiny", "-n", "2")
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
+    assert "would run tiny-" in error
+    assert "Leave out -n, which only suites/preflight takes." in error
+    assert "Traceback" not in result.stdout + result.stderr
+    assert not (tmp_path / "started").exists()
+
+
 def test_an_official_workload_without_accelerators_is_refused_in_one_sentence():
     result = suite("suites/perf", "-m", "7b", "--nodes", "4")
     assert result.returncode == pytest.ExitCode.USAGE_ERROR
@@ -166,7 +182,6 @@ RESUMABLE = str(ROOT / "fixtures" / "tiny-accuracy-run")
         (("--resume", RESUMABLE, "--seed", "7"), "asked for with seed 1024; now it is 7"),
         (("--resume", RESUMABLE, "--set", "total_steps=50"), "A run goes on as it began"),
         (("--resume", RESUMABLE, "--nodes", "2"), "asked for with nodes 1; now it is 2"),
-        (("--resume", RESUMABLE), "has no checkpoint to go on from: none is complete"),
     ],
 )
 def test_an_accuracy_run_that_cannot_begin_is_one_sentence(args, sentence, tmp_path):
@@ -177,6 +192,43 @@ def test_an_accuracy_run_that_cannot_begin_is_one_sentence(args, sentence, tmp_p
     assert "Traceback" not in output
     assert "INTERNALERROR" not in output
     assert not list((tmp_path).glob("run/logs/node0/*"))
+
+
+@pytest.fixture
+def interrupted(tmp_path):
+    """An attempt that its reports folder's journal shows, and that left no checkpoint."""
+    run = tmp_path / "reports" / "first"
+    shutil.copytree(RESUMABLE, run)
+    write_json(run, PLAN, plan_of(request_from_json(read_json(RunDirectory(run), REQUEST))).to_json())
+    digest = hashlib.sha256((run / PLAN).read_bytes()).hexdigest()
+    journal.append(tmp_path / "reports" / JOURNAL, "started", "first", workload="tiny-accuracy", plan=digest)
+    return run
+
+
+def of_another_build(run):
+    """The plan that another build of the suite began with, journalled as it was."""
+    write_json(run, PLAN, {**read_json(RunDirectory(run), PLAN), "total_steps": 99})
+    digest = hashlib.sha256((run / PLAN).read_bytes()).hexdigest()
+    journal.append(run.parent / JOURNAL, "started", "first", workload="tiny-accuracy", plan=digest)
+
+
+@pytest.mark.parametrize(
+    ("reports", "change", "sentence"),
+    [
+        ("reports", lambda run: None, "has no checkpoint to go on from: none is complete"),
+        ("elsewhere", lambda run: None, "elsewhere/journal.jsonl shows no attempt first with the plan that stands in"),
+        ("reports", lambda run: (run / PLAN).unlink(), "reports/journal.jsonl shows no attempt first with the plan"),
+        ("reports", of_another_build, "began with another plan than this build of the suite makes"),
+    ],
+    ids=["no checkpoint", "another reports folder", "no plan", "another build"],
+)
+def test_a_run_goes_on_where_its_journal_is(reports, change, sentence, interrupted, tmp_path):
+    change(interrupted)
+    result = suite("suites/accuracy", "-m", "tiny", "--resume", str(interrupted), "--reports", str(tmp_path / reports))
+    assert result.returncode != 0
+    assert sentence in result.stdout + result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    assert not [path for path in tmp_path.glob("*/*-tiny-accuracy") if path.is_dir()]
 
 
 def test_nodes_that_share_a_folder_take_turns_to_prepare_the_rehearsals_corpus(tmp_path):

@@ -1,14 +1,19 @@
 """--challenge gives the run's seed; a challenge that it could not answer stops it before anything starts."""
 
+from argparse import Namespace
 from datetime import datetime, timedelta, timezone
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from conformance.devices import load_device
 from conformance.errors import ChallengeError, ConformanceError
-from conformance.evidence import Request
-from conformance.plugin import _answering
+from conformance.evidence import REQUEST as REQUEST_FILE
+from conformance.evidence import Request, write_json
+from conformance.plan import DEFAULT_SEED
+from conformance.plugin import _answering, _request
 from conformance.report import challenge
+from conformance.spec import load_workload
 
 REQUEST = Request("tiny-perf", 1, 2, {}, 1024)
 
@@ -17,12 +22,12 @@ def issued(tmp_path, workload="tiny-perf", days_ago=1):
     when = datetime.now(timezone.utc) - timedelta(days=days_ago)
     envelope = challenge.issue("ACME", [workload], timedelta(days=2), when, Ed25519PrivateKey.generate())
     (tmp_path / "c.json").write_bytes(envelope)
-    return tmp_path / "c.json", challenge.seed(challenge.parse(envelope).nonce, "tiny-perf")
+    return tmp_path / "c.json", challenge.seed(challenge.parse(envelope).nonce, workload)
 
 
 def test_the_seed_is_the_challenges_and_the_file_goes_with_the_run(tmp_path):
     path, seed = issued(tmp_path)
-    request, envelope = _answering(REQUEST, path)
+    request, envelope = _answering(REQUEST, path, free=True)
     assert request.seed == seed
     assert (request.workload, request.devices_per_node) == ("tiny-perf", 2)
     assert envelope == path.read_bytes()
@@ -30,9 +35,24 @@ def test_the_seed_is_the_challenges_and_the_file_goes_with_the_run(tmp_path):
 
 def test_a_seed_of_ones_own_contradicts_it(tmp_path):
     path, seed = issued(tmp_path)
-    with pytest.raises(ConformanceError, match=f"seed is 7; the challenge .* asks for {seed}"):
-        _answering(Request("tiny-perf", 1, 2, {}, 7), path)
-    assert _answering(Request("tiny-perf", 1, 2, {}, seed), path)[0].seed == seed
+    for own in (7, DEFAULT_SEED):
+        with pytest.raises(ConformanceError, match=f"seed is {own}; the challenge .* asks for {seed}"):
+            _answering(Request("tiny-perf", 1, 2, {}, own), path, free=False)
+    assert _answering(Request("tiny-perf", 1, 2, {}, seed), path, free=False)[0].seed == seed
+
+
+def test_a_run_that_began_without_a_challenge_answers_none_when_it_goes_on(tmp_path):
+    """Its seed would change in the middle."""
+    path, seed = issued(tmp_path, "tiny-accuracy")
+    run = tmp_path / "run"
+    (run / "configs").mkdir(parents=True)
+    option = Namespace(resume=run, challenge=path, nodes=None, devices_per_node=None, set=[], seed=None)
+    workload, device = load_workload("tiny-accuracy"), load_device("cpu")
+    write_json(run, REQUEST_FILE, Request("tiny-accuracy", 1, 2, {}, DEFAULT_SEED).to_json())
+    with pytest.raises(ConformanceError, match=r"seed is 1024; the challenge .* that it began with, or none\."):
+        _request(option, workload, device)
+    write_json(run, REQUEST_FILE, Request("tiny-accuracy", 1, 2, {}, seed).to_json())
+    assert _request(option, workload, device)[0].seed == seed
 
 
 @pytest.mark.parametrize(
@@ -42,4 +62,4 @@ def test_a_seed_of_ones_own_contradicts_it(tmp_path):
 )
 def test_one_that_cannot_be_answered(tmp_path, changes, reason):
     with pytest.raises(ChallengeError, match=reason):
-        _answering(REQUEST, issued(tmp_path, **changes)[0])
+        _answering(REQUEST, issued(tmp_path, **changes)[0], free=True)
