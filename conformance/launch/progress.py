@@ -36,10 +36,10 @@ class LiveProgress:
         self._starting = self._figures = self._target = self._floor = self._nodes = ""
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             TimeElapsedColumn(),
             console=console,
             transient=True,
@@ -92,7 +92,7 @@ class LiveProgress:
         Args:
             fault: The fault.
         """
-        self._console.print(f"{self._title}: {fault.message} {fault.next_step}", soft_wrap=True)
+        self._print(f"{fault.message} {fault.next_step}")
 
     def nodes(self, views: Mapping[int, NodeView]) -> None:
         """Show the state of the nodes; where there is no terminal, when it changes.
@@ -130,7 +130,12 @@ class LiveProgress:
         self._bar.update(self._task, total=self._total or None, completed=completed, figures=text)
         if due and not self._console.is_terminal:
             self._printed = time.monotonic()
-            self._console.print(f"{self._title}: {text}", soft_wrap=True)
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        """Print a line as it stands: what a rank's error says in brackets is no markup, and nothing in it is obeyed."""
+        line = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+        self._console.print(f"{self._title}: {line}", soft_wrap=True, markup=False, emoji=False)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -107,6 +107,32 @@ def test_a_slow_rank_is_told_in_a_line_that_stays(plan):
         assert "tiny-perf: Rank 3 keeps the others waiting. Compare the hosts." in text
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        "FileNotFoundError: none of [/data/train/en] exists",
+        "RuntimeError: [enforce fail at alloc_cpu.cpp:127] err == 0",
+        "KeyError: '[bold]'",
+        "KeyError: :bug:",
+    ],
+)
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_a_rank_says_in_brackets_is_shown_as_it_stands(plan, error, terminal):
+    fault = Fault("exception", f"Rank 0 raised {error}.", "See its log.", 0, "hostA", 0, 7, 1.0)
+    assert f"Rank 0 raised {error}." in shown(plan, terminal, lambda display: display.notice(fault))
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_name_in_brackets_is_shown_as_it_stands(plan, terminal):
+    views = {0: UP, 1: NodeView("[/b]", 9.0, None, 1)}
+    assert "node 1 ([/b]) silent" in shown(plan, terminal, lambda display: display.nodes(views))
+
+
+def test_what_a_rank_says_commands_no_terminal(plan):
+    fault = Fault("exception", "Rank 0 raised E: \x1b[2J\u202e.", "See its log.", 0, "hostA", 0, 7, 1.0)
+    assert "E: \ufffd[2J\ufffd." in shown(plan, False, lambda display: display.notice(fault))
+
+
 def test_a_line_of_a_log_file_stays_one_line(plan):
     def act(display):
         display.step(Step(9, 2.5, 1234.5, 2.5))
