@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import count, pairwise
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from conformance.data.fingerprints import (
     train_folder,
 )
 from conformance.data.tokenizer import load_tokenizer
+from conformance.errors import DataError
 from conformance.strictjson import quoted
 
 # Documents that a worker takes at a time hold about so many bytes.
@@ -41,7 +44,8 @@ def check(folder: Path, on_progress: Callable[[int, int], None] = lambda done, t
         One sentence for each fault, the first MAX_FAULTS of them; empty for a good folder.
 
     Raises:
-        DataError: The folder was not prepared, a file is missing or no index, or sentencepiece is not installed.
+        DataError: The folder was not prepared, a file is missing or no index, sentencepiece is not installed, or a
+            worker process was killed.
     """
     recorded = read_fingerprint(folder)
     found = fingerprint(folder)
@@ -58,11 +62,18 @@ def check(folder: Path, on_progress: Callable[[int, int], None] = lambda done, t
     tasks = [task for path in shards for task in slices(path)]
     context = multiprocessing.get_context("spawn")
     cores = len(os.sched_getaffinity(0))
-    with ProcessPoolExecutor(cores, context, initializer=_start_worker, initargs=(vocabulary,)) as pool:
+    pool = ProcessPoolExecutor(cores, context, initializer=_start_worker, initargs=(vocabulary,))
+    try:
         for size, told in pool.map(check_slice, *zip(*tasks, strict=True)):
             done += size
             faults += told
             on_progress(done, total)
+    except BrokenProcessPool as error:
+        raise DataError(
+            "A worker process was killed, most likely for memory.", "Free some, and check again."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
     return faults[:MAX_FAULTS]
 
 
@@ -141,5 +152,6 @@ def _fault(line: bytes, tokens: int) -> str:
 
 def _start_worker(vocabulary: int) -> None:
     global _ids
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells
     # Every id as it is written: looking up what stands there checks its form and its range at once.
     _ids = frozenset(b"%d" % number for number in range(vocabulary))

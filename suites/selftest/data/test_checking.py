@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ import pytest
 from conformance import data
 from conformance.data import checking
 from conformance.data.fingerprints import bins, measure, meta_path, read_meta
+from conformance.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +52,17 @@ def test_a_good_folder_has_no_fault(folder):
     assert data.check(folder, lambda done, total: told.append((done, total))) == []
     size = shard(folder).stat().st_size
     assert told[-1] == (size, size)
+
+
+def test_a_worker_that_is_killed_is_told_in_a_sentence(folder, monkeypatch):
+    monkeypatch.setattr(checking, "_start_worker", os._exit)
+    with pytest.raises(DataError, match=r"worker process was killed, most likely for memory\. Free some, and check"):
+        data.check(folder)
+
+
+def test_ctrl_c_is_told_by_the_parent_alone():
+    with ProcessPoolExecutor(1, get_context("spawn"), checking._start_worker, (5,)) as pool:
+        assert pool.submit(signal.getsignal, signal.SIGINT).result() is signal.SIG_IGN
 
 
 def test_every_slice_is_checked(folder, monkeypatch):
