@@ -19,7 +19,7 @@ import pytest
 from conformance import journal
 from conformance.checks.finding import Result, Verdict
 from conformance.data import read_fingerprint
-from conformance.devices import Device, detect_device, load_device
+from conformance.devices import Device, count_devices, detect_device, load_device
 from conformance.errors import ConformanceError
 from conformance.evidence import JOURNAL, PLAN, REQUEST, Request, RunDirectory, read_json, request_from_json
 from conformance.plan import DEFAULT_SEED, Topology, make_plan, parse_overrides
@@ -371,9 +371,9 @@ def _devices_per_node(workload: Workload, device: Device, nodes: int, option: An
     if nodes < 1 or (option.devices_per_node is not None and option.devices_per_node < 1):
         raise ConformanceError("--nodes and --devices-per-node count nodes and devices; expected 1 or more.")
     reference = max(1, workload.reference.cards // nodes)
-    wanted: int = option.devices_per_node or (min(reference, device.count()) if device.name != "cpu" else reference)
-    found = device.count()
-    if device.name == "cpu" and workload.mark != "tiny":
+    if device.name == "cpu" and workload.mark == "tiny":
+        return option.devices_per_node or reference
+    if device.name == "cpu":
         each = option.devices_per_node or min(reference, 8)
         least = math.ceil(workload.reference.tensor * workload.reference.pipeline / each)
         raise ConformanceError(
@@ -381,12 +381,28 @@ def _devices_per_node(workload: Workload, device: Device, nodes: int, option: An
             "device plugin can see.",
             "Rehearse on the CPU with -m tiny, or name the vendor's plugin with --device.",
         )
-    if device.name != "cpu" and found < wanted:
+    found = count_devices(device)
+    if found < 1:
+        raise ConformanceError(
+            f"{workload.name} needs accelerators; this node shows none ({device.name}){_absence(device)}.",
+            f"`conformance device-check {device.name}` tells what is missing.",
+        )
+    wanted: int = option.devices_per_node or min(reference, found)
+    if found < wanted:
         raise ConformanceError(
             f"{workload.name} needs {nodes} x {wanted} accelerators; this node has {found} ({device.name}).",
             f"Run with --devices-per-node {found}, or make the others visible.",
         )
     return wanted
+
+
+def _absence(device: Device) -> str:
+    """What a plugin says of why it shows no device."""
+    try:
+        why = getattr(device, "absence", str)()
+    except Exception:  # a third party's code, and device-check tells of it
+        return ""
+    return f": {why}" if why else ""
 
 
 def _workload_of(item: pytest.Item) -> str | None:

@@ -81,11 +81,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _devices_per_node(workload: Workload) -> tuple[int, str]:
     """Count the accelerators here; without any, plan for the usual node, and say so."""
-    from conformance.devices import detect_device
+    from conformance.devices import count_devices, detect_device
 
     device = detect_device()
     if device.name != "cpu":
-        return device.count(), ""
+        return count_devices(device), ""
     count = USUAL_DEVICES_PER_NODE if workload.official else workload.reference.cards
     return count, f"no accelerator here: planned for {count} devices a node, see --devices-per-node"
 

@@ -2,17 +2,22 @@
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from conformance import journal
 from conformance.devices import detect_device
+from conformance.errors import ConformanceError
 from conformance.evidence import JOURNAL, PLAN, REQUEST, RunDirectory, read_json, request_from_json, write_json
 from conformance.judgement import plan_of
+from conformance.plugin import _devices_per_node
+from conformance.spec import load_workload
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -122,6 +127,55 @@ def test_why_nothing_was_run_is_told_once_whichever_checks_were_selected(args, s
     assert "1 failed" in result.stdout
     assert result.stdout.count(f"\n{sentence}\n") == 1
     assert result.returncode == pytest.ExitCode.TESTS_FAILED
+
+
+class Accelerator:
+    """A plugin that finds so many devices."""
+
+    name = "accelerator"
+
+    def __init__(self, found, why=""):
+        self.found, self.why = found, why
+
+    def count(self):
+        return self.found()
+
+    def absence(self):
+        return self.why()
+
+
+def refuse():
+    raise RuntimeError("driver/library version mismatch")
+
+
+@pytest.mark.parametrize("asked", [8, None])
+@pytest.mark.parametrize(
+    ("device", "sentence"),
+    [
+        (
+            Accelerator(lambda: 0, lambda: "there is no driver"),
+            "this node shows none (accelerator): there is no driver. `conformance device-check accelerator` tells what",
+        ),
+        (Accelerator(lambda: 0, refuse), "this node shows none (accelerator). `conformance device-check accelerator`"),
+        (Accelerator(refuse), "'accelerator' cannot count its devices: RuntimeError: driver/library version mismatch."),
+    ],
+    ids=["none", "none, and it cannot say why", "cannot count"],
+)
+def test_a_plugin_without_devices_is_told_and_no_count_is_made_up(device, sentence, asked):
+    option = Namespace(devices_per_node=asked)
+    with pytest.raises(ConformanceError, match=re.escape(sentence)) as told:
+        _devices_per_node(load_workload("llama2-7b-perf"), device, 4, option)
+    assert "--devices-per-node" not in str(told.value)
+
+
+def test_fewer_devices_than_asked_for_are_counted_once():
+    counted = []
+    device = Accelerator(lambda: counted.append(1) or 4)
+    workload = load_workload("llama2-7b-perf")
+    assert _devices_per_node(workload, device, 4, Namespace(devices_per_node=None)) == 4
+    assert len(counted) == 1
+    with pytest.raises(ConformanceError, match=r"needs 4 x 8 .* has 4 \(accelerator\)\. Run with --devices-per-node 4"):
+        _devices_per_node(workload, device, 4, Namespace(devices_per_node=8))
 
 
 @pytest.mark.parametrize("args", [("suites/perf",), ("suites/preflight", "suites/accuracy")], ids=" and ".join)

@@ -82,3 +82,15 @@ def test_bad_input_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(ConformanceError):
             run(*words, "--devices-per-node", "8")
     assert capsys.readouterr().out == ""
+
+
+def test_a_plugin_that_cannot_count_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(CpuDevice):
+        name = "broken"
+
+        def count(self) -> int:
+            raise RuntimeError("driver not loaded")
+
+    monkeypatch.setattr("conformance.devices.detect_device", Broken)
+    with pytest.raises(ConformanceError, match="'broken' cannot count its devices: RuntimeError: driver not loaded"):
+        run("llama2-7b-perf")
