@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
+from typing import ParamSpec
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -17,10 +20,26 @@ from conformance.spec.floors import find_floor, load_floors
 PLAIN_INTERVAL_SECONDS = 10.0
 # More nodes than this in trouble are counted, not listed.
 MAX_LISTED = 4
+P = ParamSpec("P")
+
+
+def _only_shows(show: Callable[P, None]) -> Callable[P, None]:
+    """Keep from a run whatever showing it raises: a reader who went away ends no run, and no run is blamed for it.
+
+    rich makes a SystemExit of a closed pipe; a full disk behind stdout raises what the run directory's would.
+    Interrupted, a KeyboardInterrupt that a signal may raise meanwhile, passes.
+    """
+
+    @functools.wraps(show)
+    def shown(*args: P.args, **kwargs: P.kwargs) -> None:
+        with contextlib.suppress(Exception, SystemExit):
+            show(*args, **kwargs)
+
+    return shown
 
 
 class LiveProgress:
-    """A progress bar on a terminal, a line now and then elsewhere.
+    """A progress bar on a terminal, a line now and then elsewhere; nothing where neither can be shown any more.
 
     Args:
         console: Where to.
@@ -48,7 +67,7 @@ class LiveProgress:
         self._task = self._bar.add_task(title, total=None, figures="planning")
 
     def __enter__(self) -> LiveProgress:
-        self._bar.start()
+        _only_shows(self._bar.start)()
         return self
 
     def watch(self, plan: Plan) -> LiveProgress:
@@ -69,6 +88,7 @@ class LiveProgress:
         self._show(self._starting, 0)
         return self
 
+    @_only_shows
     def waiting(self, missing: Sequence[int], seconds: float) -> None:
         """Show which nodes have not arrived; where there is no terminal, now and then.
 
@@ -86,6 +106,7 @@ class LiveProgress:
         if seconds >= 1:
             self._show(text, None, self._is_due())
 
+    @_only_shows
     def notice(self, fault: Fault) -> None:
         """Show at once what goes wrong, or why the run is being ended, in a line that stays.
 
@@ -94,6 +115,7 @@ class LiveProgress:
         """
         self._print(f"{fault.message} {fault.next_step}")
 
+    @_only_shows
     def nodes(self, views: Mapping[int, NodeView]) -> None:
         """Show the state of the nodes; where there is no terminal, when it changes.
 
@@ -107,6 +129,7 @@ class LiveProgress:
             self._nodes = state
             self._show(self._figures, None)
 
+    @_only_shows
     def step(self, step: Step) -> None:
         """Show a step; where there is no terminal, now and then.
 
@@ -124,6 +147,7 @@ class LiveProgress:
         """Whether the last plain line is long enough ago for another."""
         return time.monotonic() - self._printed >= PLAIN_INTERVAL_SECONDS
 
+    @_only_shows
     def _show(self, figures: str, completed: int | None, due: bool = True) -> None:
         self._figures = figures
         text = f"{figures}  {self._nodes}".rstrip()
@@ -140,7 +164,7 @@ class LiveProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        _only_shows(self._bar.stop)()
 
     def _seconds_left(self, now: float, step: int) -> str:
         begun, first = self._first or (now, step)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
@@ -45,7 +44,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Display(Protocol):
-    """What shows a run while it goes on."""
+    """What shows a run while it goes on; it raises nothing for want of a terminal."""
 
     def waiting(self, missing: Sequence[int], seconds: float) -> None:
         """Show which nodes have not arrived, and since when; none of them where all have."""
@@ -132,10 +131,10 @@ def supervise(
                 break
             time.sleep(POLL_SECONDS)
         if fault is not None:
-            _say(display, fault)
+            display.notice(fault)
     except Interrupted as told:
         interrupted = fault is None
-        _say(display, detector.told_to_end(time.monotonic(), str(told)))
+        display.notice(detector.told_to_end(time.monotonic(), str(told)))
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -152,12 +151,6 @@ def supervise(
     interrupted = interrupted or any(view.interrupted for view in views.values())
     codes = [node.exit_code if node else 0, *(view.exit_code for view in views.values())]
     return Ending(next((code for code in codes if code), 0), interrupted, left_over, fault, tuple(notices))
-
-
-def _say(display: Display, why: Fault) -> None:
-    """Say why a run is being ended; a terminal that is gone, or the very disk that is full, is no obstacle to it."""
-    with contextlib.suppress(OSError):
-        display.notice(why)
 
 
 def _read(reader: LogReader, detector: Detector) -> list[Step]:

@@ -8,6 +8,7 @@ import textwrap
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -83,6 +84,68 @@ def test_steps_are_reported_and_the_exit_code_is_kept(run, watch, display):
 def test_a_run_that_ends_well_has_no_fault(run, watch):
     ending = watch(rank_program(run, 3), total_steps=3)
     assert (ending.exit_code, ending.fault) == (0, None)
+
+
+# The suite as it shows a run to whoever reads its output, and what came of the run, on stderr.
+SUITE = """
+import sys, time
+from pathlib import Path
+from rich.console import Console
+from conformance.launch import progress
+from conformance.launch.detect import Detector, Limits
+from conformance.launch.node import Launch, signals_raise
+from conformance.launch.supervise import Interrupted, supervise
+from conformance.launch.torchrun import environment
+
+run, program = Path(sys.argv[1]), sys.argv[2]
+progress.PLAIN_INTERVAL_SECONDS = 0.0
+launch = Launch([sys.executable, "-c", program], environment(run), run, 0)
+with signals_raise(Interrupted), progress.LiveProgress(Console(), "tiny-perf") as display:
+    ending = supervise(run, launch, Detector(1, 100, Limits(), time.monotonic()), display)
+print(ending.exit_code, ending.interrupted, ending.fault, file=sys.stderr)
+"""
+LOGS = """
+import time
+from pathlib import Path
+with open("../logs/node0/rank0.log", "a", buffering=1) as log:
+    for step in range(3):
+        log.write({line!r}.format(step=step))
+        while not Path("go").exists():
+            time.sleep(0.02)
+        time.sleep(0.6)
+    {then}
+"""
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "then", "came"),
+    [(False, "", "0 False None"), (True, "time.sleep(600)", "-15 True None")],
+    ids=["| head", "| tee, and Ctrl-C"],
+)
+def test_a_reader_of_the_output_who_goes_away_ends_no_run(run, interrupt, then, came):
+    program = LOGS.format(line=LINE, then=then)
+    suite = subprocess.Popen(
+        [sys.executable, "-c", SUITE, str(run), program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert "step 0" in suite.stdout.readline()
+        suite.stdout.close()
+        if interrupt:
+            suite.send_signal(signal.SIGINT)
+        (run / "work/go").touch()
+        suite.wait(60)
+        assert suite.stderr.read().splitlines() == [came]
+    finally:
+        suite.kill()
+        suite.stderr.close()
+
+
+def test_a_full_disk_behind_the_output_is_not_the_runs(run):
+    (run / "work/go").touch()
+    command = [sys.executable, "-c", SUITE, str(run), LOGS.format(line=LINE, then="")]
+    with Path("/dev/full").open("w") as full:
+        suite = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert suite.stderr.splitlines()[0] == "0 False None"
 
 
 def test_what_is_read_is_read_once(run):
