@@ -46,9 +46,11 @@ class SuiteState:
 
     Args:
         outcomes: What came of each workload, by name.
+        preflight: Whether tests of the preflight were collected, selected or not.
     """
 
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    preflight: bool = False
 
 
 STATE = pytest.StashKey[SuiteState]()
@@ -168,13 +170,15 @@ def checks(kind: str) -> list[str]:
     return [check.id for check in load_checks().values() if kind in check.applies]
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out rehearsals that were not named.
+    """Leave out rehearsals that were not named, and note whether a preflight was asked for before -m and -k select.
 
     Args:
         config: pytest's configuration.
         items: Collected tests; changed in place.
     """
+    config.stash[STATE].preflight = any(map(_is_preflight, items))
     unnamed = {w.name for w in all_workloads() if not w.official and not _is_named(config, w)}
     dropped = [item for item in items if _workload_of(item) in unnamed]
     if dropped:
@@ -190,21 +194,46 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         session: pytest's session, with the selected tests.
 
     Raises:
-        pytest.UsageError: A workload was named and cannot run here.
+        pytest.UsageError: A workload was named and cannot run here, or no selected test heeds an option.
     """
     config = session.config
     if config.option.collectonly or hasattr(config, "workerinput"):  # a worker's are refused by its controller
         return
-    for name in dict.fromkeys(filter(None, map(_workload_of, session.items))):
-        workload = load_workload(name)
+    workloads = [load_workload(name) for name in dict.fromkeys(filter(None, map(_workload_of, session.items)))]
+    _require_heeded(config, workloads)
+    running = ["the preflight"] if any(map(_is_preflight, session.items)) else []
+    for workload in workloads:
         try:
             prepare(config, workload)
+            running.append(workload.name)
         except ConformanceError as error:
             if _is_named(config, workload):
                 raise pytest.UsageError(str(error)) from error
             for item in session.items:
-                if _workload_of(item) == name:
+                if _workload_of(item) == workload.name:
                     item.add_marker(pytest.mark.skip(reason=str(error)))
+    if config.option.run_dir is not None and len(running) > 1:
+        raise pytest.UsageError(
+            f"--run-dir names one directory; {' and '.join(running)} need one each. Select one of them with -m or -k, "
+            "or leave --run-dir out."
+        )
+
+
+def _require_heeded(config: pytest.Config, workloads: list[Workload]) -> None:
+    """That no option was given which none of the runs heeds; the preflight's conftest.py says so of its own."""
+    option = config.option
+    ignored = {
+        "--workload": option.workload and not config.stash[STATE].preflight,
+        "--data": option.data and all(workload.data == "dummy" for workload in workloads),
+        "--until-target": option.until_target and all(workload.loss_target is None for workload in workloads),
+    }
+    unheeded = [name for name, given in ignored.items() if given]
+    if workloads and unheeded:
+        names = " and ".join(workload.name for workload in workloads)
+        raise pytest.UsageError(
+            f"{names}: no such run heeds {' or '.join(unheeded)}. Leave it out: --workload is for suites/preflight, "
+            "--data and --until-target are for suites/accuracy."
+        )
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -410,6 +439,10 @@ def _workload_of(item: pytest.Item) -> str | None:
     return None if callspec is None else callspec.params.get("outcome")
 
 
+def _is_preflight(item: pytest.Item) -> bool:
+    return "preflight" in getattr(item, "fixturenames", ())
+
+
 def _is_named(config: pytest.Config, workload: Workload) -> bool:
     """Whether the user asked for this workload by its mark or name."""
     words = set(re.findall(r"[\w-]+", " ".join([config.option.markexpr, config.option.keyword, *config.args])))
@@ -447,7 +480,7 @@ def outcome(request: pytest.FixtureRequest) -> Iterator[Outcome | ConformanceErr
                 yield error
                 return
     config.stash[STATE].outcomes[workload.name] = result
-    if result.ending.interrupted:
+    if result.ending.interrupted or result.told_to_end:
         raise KeyboardInterrupt
     yield result
 
@@ -458,6 +491,7 @@ def _was_interrupted_on_purpose(workload: Workload, site: Site, result: Outcome)
         site.resume is None
         and workload.interrupt_at is not None
         and result.ending.interrupted
+        and not result.told_to_end
         and last >= workload.interrupt_at
     )
 

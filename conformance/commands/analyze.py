@@ -58,6 +58,10 @@ def run(args: argparse.Namespace) -> int:
     from conformance.checks.finding import Result
     from conformance.spec import load_workload
 
+    if args.device is not None and args.workload is None:
+        raise EvidenceError(
+            "--device selects the floors of a workload, and none was named.", "Name it with --workload."
+        )
     workload = load_workload(args.workload) if args.workload is not None else None
     logs, others = _read(args.logs)
     limits = Limits(

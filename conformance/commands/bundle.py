@@ -64,6 +64,11 @@ def run(args: argparse.Namespace) -> int:
             "A system description belongs to a submission, and that needs a vendor.",
             "Give --vendor NAME and --system FILE, or one RUN alone.",
         )  # fmt: skip
+    if args.signing_key is not None or args.passphrase_env is not None:
+        raise EvidenceError(
+            "The bundle of one run carries the signature of its report, and --signing-key signs a submission.",
+            "Leave the key out, or add its signature afterwards with `conformance sign`.",
+        )
     _told(args.output, pack(args.runs[0], args.output))
     return 0
 
@@ -92,6 +97,8 @@ def _submit(args: argparse.Namespace) -> int:
     from conformance.report import keys
     from conformance.report.build import local_key_path
 
+    if args.signing_key is None and args.passphrase_env is not None:
+        raise EvidenceError("--passphrase-env is for the key of --signing-key, and none was named.", "Name the key.")
     if args.signing_key is None:
         key = keys.load_or_create_local_key(local_key_path())[0]
     else:

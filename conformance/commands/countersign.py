@@ -86,6 +86,18 @@ def _check(args: argparse.Namespace) -> int:
     from conformance.errors import SignatureError
     from conformance.report import keys
 
+    making = {
+        "--policy": args.policy,
+        "--spent": args.spent,
+        "--signing-key": args.signing_key,
+        "--passphrase-env": args.passphrase_env,
+        "-o": args.output,
+    }
+    if unheeded := [name for name, value in making.items() if value is not None]:
+        raise SignatureError(
+            f"With --check nothing is stated, and {' and '.join(unheeded)} not heeded.",
+            "Leave it out; the policy that the statement names is printed.",
+        )
     if args.lab_key is None:
         raise SignatureError("Whose statement it has to be, nothing says.", "Name the lab's public key: --lab-key.")
     try:

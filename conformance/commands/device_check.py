@@ -45,8 +45,11 @@ def run(args: argparse.Namespace) -> int:
 
     from conformance.checks.preflight import breaks_contract
     from conformance.devices import detect_device, known_devices, load_device
+    from conformance.errors import DeviceError
     from conformance.preflight.contract_run import check_contract
 
+    if args.list and args.name:
+        raise DeviceError(f"--list tells of all devices, and not of {args.name}.", "Leave out one of the two.")
     console = Console(highlight=False)
     if args.list:
         for name, where, count in known_devices():

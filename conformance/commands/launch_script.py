@@ -57,6 +57,7 @@ REPLICAS = """\
 {mounts}          volumes:
             - {{name: shm, emptyDir: {{medium: Memory}}}}
 {volumes}"""
+RESOURCE = "nvidia.com/gpu"
 OWN_NOTE = "The pod of rank 0 judges the run and holds the report: mount a volume at /reports to keep it."
 OWN = """\
             - {name: reports, emptyDir: {}}
@@ -93,9 +94,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pytest", default="", metavar="OPTIONS", help="more options of pytest, such as '--resume reports/RUN'"
     )
-    parser.add_argument(
-        "--resource", default="nvidia.com/gpu", metavar="NAME", help="Kubernetes' name of the device (nvidia.com/gpu)"
-    )
+    parser.add_argument("--resource", metavar="NAME", help=f"Kubernetes' name of the device (default: {RESOURCE})")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -125,6 +124,8 @@ def run(args: argparse.Namespace) -> int:
             f"{workload.name} trains on {workload.data}, and {named} named.",
             "Name the folder of prepared data with --data." if trains_on_data else "Leave --data out.",
         )
+    if args.scheduler == "slurm" and args.resource is not None:
+        raise ConformanceError("Slurm knows no --resource.", "Leave it out, and edit the script's --gres.")
     try:
         more = shlex.split(args.pytest)
     except ValueError as error:
@@ -142,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
         "name": workload.name,
         "nodes": args.nodes,
         "devices": args.devices_per_node,
-        "resource": args.resource,
+        "resource": args.resource or RESOURCE,
     }
     if args.scheduler == "slurm":
         print(SLURM.format(command=shlex.join(command), **fields), end="")

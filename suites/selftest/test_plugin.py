@@ -60,7 +60,8 @@ def run_workload(request, site, watch):
         raise LaunchError("Port 29500 cannot be used.", "Choose another --master-port.")
     run = good_run(site.reports)
     judgement = replace(judge(RunDirectory(run)), verdict=Verdict[ASKED])
-    return pipeline.Outcome(run, judgement, Ending(0, False, 0), "0" * 64, "1" * 64, True)
+    told = "TOLD_TO_END" in os.environ
+    return pipeline.Outcome(run, judgement, Ending(0, False, 0), "0" * 64, "1" * 64, True, told_to_end=told)
 
 
 def attempt(device, request, run, reports, signing_key, told):
@@ -84,9 +85,9 @@ def stubbed(tmp_path):
     """Start a suite whose run or preflight comes to what is asked for; reports go to ``tmp_path``."""
     (tmp_path / "stub_of_the_run.py").write_text(STUB)
 
-    def start(asked, *args):
+    def start(asked, *args, **variables):
         args = ("-p", "stub_of_the_run", "--device", "cpu", "--reports", str(tmp_path), *args)
-        return suite(*args, ASKED=asked, PYTHONPATH=str(tmp_path))
+        return suite(*args, ASKED=asked, PYTHONPATH=str(tmp_path), **variables)
 
     return start
 
@@ -104,6 +105,13 @@ def test_a_bad_verdict_is_never_green_whichever_check_was_selected(asked, code, 
     assert "1 passed" in result.stdout
     assert asked in result.stdout
     assert result.returncode == code
+
+
+def test_a_signal_that_waited_for_the_report_is_heeded_after_it(stubbed):
+    result = stubbed("REHEARSAL", "suites/perf", "-m", "tiny", TOLD_TO_END="1")
+    assert not re.search(r"\d passed", result.stdout)
+    assert "conformance bundle" in result.stdout  # the run's summary
+    assert result.returncode == pytest.ExitCode.INTERRUPTED
 
 
 @pytest.mark.parametrize(
@@ -176,6 +184,40 @@ def test_fewer_devices_than_asked_for_are_counted_once():
     assert len(counted) == 1
     with pytest.raises(ConformanceError, match=r"needs 4 x 8 .* has 4 \(accelerator\)\. Run with --devices-per-node 4"):
         _devices_per_node(workload, device, 4, Namespace(devices_per_node=8))
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("suites/perf", "-m", "tiny", "--workload", "no-such"), "tiny-perf: no such run heeds --workload."),
+        (
+            ("suites/perf", "-m", "tiny", "--until-target", "--data", "/no/such"),
+            "tiny-perf: no such run heeds --data or --until-target. Leave it out: ",
+        ),
+        (
+            ("suites/perf", "suites/preflight", "-k", "tiny-perf or host-clock", "--run-dir", "run"),
+            "--run-dir names one directory; the preflight and tiny-perf need one each.",
+        ),
+    ],
+)
+def test_an_option_that_no_selected_test_heeds_is_refused(args, sentence, stubbed, tmp_path):
+    result = stubbed("REHEARSAL", *args)
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert sentence in result.stderr
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("suites/preflight", "suites/perf", "-m", "tiny", "--workload", "tiny-perf"),  # -m leaves no preflight
+        ("suites/preflight", "suites/perf", "-m", "tiny", "--run-dir", "run"),
+    ],
+    ids=" ".join,
+)
+def test_an_option_for_one_suite_may_be_given_to_several(args, stubbed, tmp_path):
+    result = stubbed("REHEARSAL", *(str(tmp_path / arg) if arg == "run" else arg for arg in args))
+    assert result.returncode == pytest.ExitCode.OK, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("args", [("suites/perf",), ("suites/preflight", "suites/accuracy")], ids=" and ".join)
