@@ -219,7 +219,7 @@ def _misfilled(subject: Subject) -> Bools:
         bad |= longest > facts.model.seq_len
         if facts.micro_bsz is not None:
             room = facts.micro_bsz * facts.model.seq_len
-            bad |= (fewest * longest < room) | (samples * longest < micro_num * room)
+            bad |= fewest * longest < room  # and so all of a step, whose samples are no fewer than these
     return bad
 
 

@@ -437,3 +437,29 @@ def test_a_stage_of_a_pipeline_holds_its_share_of_the_elements():
     assert {f.check: f.result for f in run.findings}["log-elements"] is Result.PASS
     (run,) = analyze(io.BytesIO(tail.replace(b"[7241732096]", b"[%d]" % (share - 4096))))
     assert {f.check: f.result for f in run.findings}["log-elements"] is Result.FAIL
+
+
+def result_of(data, check):
+    (run,) = analyze(io.BytesIO(data))
+    return next(finding.result for finding in run.findings if finding.check == check)
+
+
+def test_one_line_is_held_to_its_own_time_and_none_without_one_is_judged():
+    """524288 tokens on 32 cards at 3345.72 take 4.897 s, longer than the 4.13 s of forward and backward."""
+    assert result_of(SAMPLE, "log-step-time") is Result.PASS
+    assert result_of(re.sub(rb"fwd_bwd_time=\S+", b"", SAMPLE), "log-step-time") is Result.SKIP
+
+
+def test_two_lines_show_a_clock_that_runs_backwards():
+    two = [line for line in SLICE.splitlines(keepends=True) if re.search(rb" step=[67] ", line)]
+    assert result_of(b"".join(two), "log-clock") is Result.PASS
+    assert result_of(b"".join([two[1][:23] + two[0][23:], two[0][:23] + two[1][23:]]), "log-clock") is Result.FAIL
+
+
+def test_one_sample_may_fill_a_micro_batch():
+    run = Run(micro_bsz=1, data_parallel=2).text()
+    run = re.sub(rb"largest_length=\d+", b"largest_length=4096", run)
+    run = re.sub(rb"(largest|smallest)_batch=\d+", rb"\1_batch=1", run)
+    run = re.sub(rb"num_samples_in_batch=\d+", b"num_samples_in_batch=4", run)
+    assert result_of(run, "log-packing") is Result.PASS
+    assert result_of(run.replace(b"smallest_batch=1", b"smallest_batch=0"), "log-packing") is Result.FAIL

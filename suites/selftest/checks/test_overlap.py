@@ -52,3 +52,15 @@ def test_the_loss_over_all_ranks_shows_other_data_where_the_logging_ranks_own_is
     steps, again = making(LEVEL), making(LEVEL, 2 + RNG.normal(0, 0.02, 50))
     finding = overlap(Subject(steps, LogHead(), Facts(sources={}), overlaps=((steps, again),)))
     assert finding.result is Result.FAIL
+
+
+@pytest.mark.parametrize(("share", "result"), [(0.45, Result.PASS), (0.55, Result.FAIL)])
+def test_half_the_noise_between_steps_is_the_most_that_a_loss_may_be_off(share, result):
+    """The noise of a step, which shows in the difference of two as the root of two of it."""
+    steps = np.arange(1000)
+    level = 2 + RNG.normal(0, 0.02, len(steps))
+    first, second = (
+        Steps.of({"step": steps, "loss": losses, "loss_from_metric": losses})
+        for losses in (level, level + share * 0.02)
+    )
+    assert overlap(Subject(first, LogHead(), Facts(sources={}), overlaps=((first, second),))).result is result

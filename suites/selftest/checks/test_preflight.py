@@ -428,3 +428,29 @@ def test_numbers_and_cpu_lists_are_read_as_written():
     assert number(None) != number(None)
     assert list(cpu_list("0-2,8")) == [0, 1, 2, 8]
     assert list(cpu_list("")) == []
+
+
+@pytest.mark.parametrize(("share", "result"), [(0.92, Result.PASS), (0.88, Result.FAIL)])
+@pytest.mark.parametrize(("kind", "figure"), [("gemm", "tflops"), ("copy", "gb_per_s")])
+def test_devices_that_all_fall_together_when_all_work_are_found(kind, figure, share, result):
+    def change(preflight):
+        for _, record in preflight.records(kind):
+            if record["setting"] == "together":
+                record[figure] *= share
+
+    assert all_results(change)["speed-even"].result is result
+
+
+def test_open_files_are_counted_by_the_rank():
+    def change(preflight):
+        find(preflight, "host", "host", 1).update(nofile=1024 + 64 * preflight.setup["ranks"] - 1)
+
+    found = all_results(change)["host-limits"]
+    assert found.result is Result.FAIL
+    assert f"needed {1024 + 64 * 4}" in found.message
+
+
+def test_limits_and_figures_are_told_in_their_units():
+    found = all_results(lambda preflight: None)
+    assert found["host-memory"].limit_source == "this suite: 8 GiB a rank for imports, loaders and pinned buffers"
+    assert found["preflight-ended"].limit == 0.0

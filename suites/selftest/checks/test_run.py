@@ -3,7 +3,7 @@
 import pytest
 
 from conformance.checks.finding import Result
-from conformance.checks.run import config, source
+from conformance.checks.run import attempts, config, source
 from conformance.internevo.config import render_config
 from conformance.plan import Topology, make_plan
 from conformance.spec import load_workload
@@ -36,3 +36,37 @@ def test_an_official_run_needs_the_pinned_internevo_and_a_rehearsal_any_that_is_
     workload = load_workload(workload)
     told = {"kind": "checkout", "version": "0.2.3", "tag": "v0.2.3dev20240201", "pristine": True, **changes}
     assert source(workload, {"internevo": told}).result is result
+
+
+def entries(*runs, resumes=None):
+    told = {"workload": "tiny-accuracy", "plan": "p"}
+    for number, run in enumerate(runs):
+        yield {"event": "started", "run": run, **told} | ({"resumes": runs[number - 1]} if number and resumes else {})
+        yield {"event": "ended", "run": run, "outcome": "interrupted", "evidence": run * 64}
+
+
+@pytest.mark.parametrize(
+    ("digests", "journal", "result", "told"),
+    [
+        ([], [*entries("a")], Result.PASS, "made in one attempt"),
+        (["a" * 64], [*entries("a", "b", resumes=True)], Result.PASS, "1 of 1 earlier attempts are as"),
+        (
+            [],
+            [*entries("a", "b", resumes=True)],
+            Result.FAIL,
+            "holds 0 of them (segment0 on), and the journal shows 1",
+        ),
+        (
+            ["a" * 64],
+            [*entries("a", "b")],
+            Result.FAIL,
+            "holds 1 of them (segment0 on), and the journal shows 0",
+        ),
+        (["c" * 64], [*entries("a", "b", resumes=True)], Result.FAIL, "segment0 is not what 'a' left"),
+    ],
+    ids=["one attempt", "resumed", "the earlier one hidden", "one that the journal does not know", "another one"],
+)
+def test_earlier_attempts_are_those_of_the_journal(digests, journal, result, told):
+    finding = attempts(digests, journal)
+    assert finding.result is result
+    assert told in finding.message
