@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
 
-CORPUS = Path(__file__).resolve().parents[2] / "fixtures" / "corpus"
+CORPUS = Path(__file__).resolve().parents[2] / "fixtures" / "corpus" / "corpus.jsonl"
 REHEARSAL = "tiny-accuracy"
 
 
@@ -19,14 +21,19 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if named != {REHEARSAL} or option.data or option.resume or option.collectonly:
         return
     from conformance.data import prepare, rehearsal_tokenizer
+    from conformance.data.fingerprints import FINGERPRINT
     from conformance.errors import ConformanceError
 
-    folder = option.reports / "rehearsal-corpus"
+    # By content: a checkout's or a copy's files have times of their own, and a preparation goes on only with the same.
+    told = hashlib.sha256(CORPUS.read_bytes() + rehearsal_tokenizer().read_bytes()).hexdigest()
+    folder = option.reports / f"rehearsal-corpus-{told[:12]}"
     try:
         option.reports.mkdir(parents=True, exist_ok=True)
         with folder.with_suffix(".lock").open("ab") as turn:
             fcntl.flock(turn, fcntl.LOCK_EX)  # the other nodes of a run may share the folder, and prepare it now
-            prepare([CORPUS / "corpus.jsonl"], rehearsal_tokenizer(), folder)
+            if not (folder / FINGERPRINT).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                prepare([CORPUS], rehearsal_tokenizer(), folder)
     except ConformanceError as error:
         raise pytest.UsageError(str(error)) from error
     except OSError as error:

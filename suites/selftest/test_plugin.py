@@ -3,11 +3,13 @@
 import hashlib
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -336,7 +338,30 @@ def test_nodes_that_share_a_folder_take_turns_to_prepare_the_rehearsals_corpus(t
     ]
     said = [node.communicate(timeout=120)[0] for node in nodes]
     assert all("needs to know which node this is" in each for each in said), said  # which is asked for afterwards
-    assert (tmp_path / "rehearsal-corpus" / "fingerprint.json").exists()
+    assert len(list(tmp_path.glob("rehearsal-corpus-*/fingerprint.json"))) == 1
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "cut off"])
+def test_the_rehearsals_corpus_is_known_by_its_content_and_not_by_its_files_times(finished, tmp_path, monkeypatch):
+    """A new checkout, a copy, an image built again: the same bytes with other times."""
+    finish = runpy.run_path(str(ROOT / "suites" / "accuracy" / "conftest.py"))["pytest_collection_finish"]
+    corpus = tmp_path / "corpus.jsonl"
+    monkeypatch.setitem(finish.__globals__, "CORPUS", corpus)
+    tests = [SimpleNamespace(callspec=SimpleNamespace(params={"outcome": "tiny-accuracy"}))]
+
+    def prepared(text, when):
+        corpus.write_text(text)
+        os.utime(corpus, (when, when))
+        option = SimpleNamespace(data=None, resume=None, collectonly=False, reports=tmp_path)
+        finish(SimpleNamespace(config=SimpleNamespace(option=option), items=tests))
+        assert (option.data / "fingerprint.json").is_file()
+        return option.data
+
+    folder = prepared('{"text": "one"}\n', 1_000_000_000)
+    if not finished:
+        (folder / "fingerprint.json").unlink()
+    assert prepared('{"text": "one"}\n', 1_700_000_000) == folder
+    assert prepared('{"text": "two"}\n', 1_700_000_000) != folder
 
 
 def test_a_key_of_ones_own_that_cannot_be_made_is_told_before_days_of_training(tmp_path):
