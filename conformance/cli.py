@@ -16,6 +16,7 @@ COMMANDS = {
     "data": "make training data for InternEvo, fingerprint it, check it",
     "analyze": "figures and findings from raw training logs",
     "launch-script": "print an sbatch script or a Kubernetes manifest for a run on several nodes",
+    "report": "judge and sign a run that ended without a report",
     "bundle": "pack a finished run for a lab",
     "verify": "judge a bundle from its raw evidence",
     "policy": "draft what a lab accepts",
@@ -35,6 +36,7 @@ runs are made with pytest:
   pytest suites/perf -m 7b --nodes 4            LLaMA2 7B performance on 4 nodes
 
 afterwards:
+  conformance report reports/RUN                judge and sign it, where the machine failed before pytest did
   conformance bundle reports/RUN -o run.tar     pack it
   conformance verify run.tar                    judge it, as a lab does
 

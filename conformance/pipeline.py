@@ -11,7 +11,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,18 +26,19 @@ from conformance.internevo.config import CHECKPOINT_FOLDER, DATA_FOLDER, render_
 from conformance.internevo.patchfile import PatchFile, apply_patch_files
 from conformance.internevo.source import Source, find_source, require_pinned
 from conformance.internevo.worker import SETTINGS, Settings
-from conformance.judgement import Judgement, judge, newest_ceiling, plan_of
+from conformance.judgement import Judgement, newest_ceiling, plan_of
 from conformance.launch import telemetry, torchrun
 from conformance.launch.advice import memory_advice
-from conformance.launch.detect import Detector, Limits, limits_for
+from conformance.launch.claim import claimed
+from conformance.launch.detect import Detector, Fault, Limits, limits_for
 from conformance.launch.follow import TOKEN, follow
 from conformance.launch.launcher import Place, agent_commands, agents, find_place
-from conformance.launch.node import Launch, signals_raise
+from conformance.launch.node import Launch, signals_heeded
 from conformance.launch.supervise import Display, Ending, Interrupted, reserve, supervise
 from conformance.launch.team import Host, Member
 from conformance.plan import Plan
 from conformance.redaction import redact_run, redact_segment
-from conformance.report.build import suite_digest, write_report
+from conformance.report.build import report_on, suite_digest
 from conformance.watch import Watch, checkpoint_bytes, complete_checkpoints, disk_bytes, reference_of
 
 # A performance run leaves some MiB of logs; far less than this free is a disk that will be full before the end.
@@ -93,6 +94,7 @@ class Outcome:
         key_id: Id of the key that signed it.
         self_issued: Whether that key is this machine's own, vouched for by nobody.
         judged_on: Host of node 0, where the report lies; empty on node 0 itself.
+        told_to_end: Whether a signal came while the run, which had ended, was judged and signed.
     """
 
     run: Path
@@ -102,6 +104,7 @@ class Outcome:
     key_id: str
     self_issued: bool
     judged_on: str = ""
+    told_to_end: bool = False
 
 
 def run_workload(request: Request, site: Site, watch: Callable[[Plan], Display]) -> Outcome:
@@ -130,7 +133,20 @@ def run_workload(request: Request, site: Site, watch: Callable[[Plan], Display])
         torchrun.require_free_port(place.port)
     if site.resume is not None:
         _require_checkpoint(site.resume, plan)
-    run = evidence.create_run_directory(site.run_dir or _new_run_name(site.reports, request.workload))
+    with _run_directory(request, plan, site) as run:
+        return _lead(request, plan, source, site, place, run, watch)
+
+
+def _lead(
+    request: Request,
+    plan: Plan,
+    source: Source,
+    site: Site,
+    place: Place,
+    run: Path,
+    watch: Callable[[Plan], Display],
+) -> Outcome:
+    """Make a run as node 0, which judges it."""
     ending: Ending | None = None
     try:
         _require_space(run, plan, site.resume)
@@ -144,18 +160,78 @@ def run_workload(request: Request, site: Site, watch: Callable[[Plan], Display])
             curve=reference_of(plan, run),
             interrupt_at=plan.workload.interrupt_at if site.resume is None else None,
         )
-        with signals_raise(Interrupted), agents(place, run) as agents_failed:
+        course = _Course(display)
+        with signals_heeded(course.heed), agents(place, run) as agents_failed:
             team = _gather(request, plan, source, site, place, run, agents_failed, display)
-            ending = _train(request, plan, patched, site, place, run, team, display)
-            judgement = judge(RunDirectory(run))
-            report_id, key_id, self_issued = write_report(run, judgement, site.signing_key)
+            ending = _train(request, plan, patched, site, place, run, team, course)
+            judgement, report_id, key_id, self_issued = report_on(run, site.signing_key)
             if team is not None:
                 team.host.publish(_published(judgement, ending, report_id, key_id, self_issued))
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         raise _unwritable(run, ending, error) from error
-    return Outcome(run, judgement, ending, report_id, key_id, self_issued)
+    return Outcome(run, judgement, ending, report_id, key_id, self_issued, told_to_end=course.told_to_end)
+
+
+class _Course:
+    """How far a run has come, which decides what a signal does: end the training, or wait for the report.
+
+    Args:
+        display: What shows the run.
+    """
+
+    def __init__(self, display: Display) -> None:
+        self.display = display
+        self.trained = False
+        self.told_to_end = False
+
+    def heed(self, signal: str) -> None:
+        """Heed a signal.
+
+        Args:
+            signal: Its name.
+
+        Raises:
+            Interrupted: The run is not over yet, and is to be ended.
+        """
+        if not self.trained:
+            raise Interrupted(signal)
+        self.told_to_end = True
+        message = f"{signal} came after the end of the training: it is heeded once the report is signed."
+        self.display.notice(Fault("interrupted", message, "", None, "", None, None, 0.0))
+
+
+@contextlib.contextmanager
+def _run_directory(request: Request, plan: Plan, site: Site) -> Iterator[Path]:
+    """Make the run's directory; while this run lives, none other takes it for ended or writes its checkpoints.
+
+    It is gone again where the run could not begin: the same command, given again, is to find it free.
+    """
+    with contextlib.ExitStack() as claims:
+        if site.resume is not None:
+            claims.enter_context(_claimed_checkpoints(site.resume))
+        run = evidence.create_run_directory(site.run_dir or _new_run_name(site.reports, request.workload))
+        try:
+            with contextlib.ExitStack() as own:
+                own.enter_context(claimed(run / "work", LaunchError(f"{run} is in use.")))
+                if site.resume is None and plan.workload.checkpoint_every is not None:
+                    own.enter_context(_claimed_checkpoints(run))
+                yield run
+        except BaseException:
+            if not (run / evidence.RUN).exists():
+                shutil.rmtree(run, ignore_errors=True)
+            raise
+
+
+def _claimed_checkpoints(run: Path) -> contextlib.AbstractContextManager[None]:
+    """Claim the folder that a run, and each that goes on from it, writes its checkpoints to."""
+    folder = (run / "work" / CHECKPOINT_FOLDER).resolve()
+    refused = LaunchError(
+        f"The checkpoints in {folder} are those of a run that still goes on.",
+        "Let it end, or end it, and go on from what it leaves.",
+    )
+    return claimed(folder, refused)
 
 
 @dataclass(frozen=True)
@@ -308,7 +384,7 @@ def _train(
     place: Place,
     run: Path,
     team: _Team | None,
-    display: Display,
+    course: _Course,
 ) -> Ending:
     command = torchrun.command(
         run,
@@ -325,21 +401,23 @@ def _train(
         "environment_differs": _differing(torchrun.recorded(os.environ), team),
         **_begun(patched, place, run, team),
     }
-    evidence.write_json(run, evidence.RUN, record)
     attempts = site.reports / evidence.JOURNAL
     plan_digest = evidence.digests(RunDirectory(run))[evidence.PLAN]
     resumes = {} if site.resume is None else {"resumes": site.resume.resolve().name}
     journal.append(attempts, "started", run.name, workload=request.workload, plan=plan_digest, **resumes)
     outcome, ending = "failed", None
     try:
+        evidence.write_json(run, evidence.RUN, record)
         reserve(run)
         # Under Slurm every rank is started by srun, on this node too.
         launch = None if place.launcher == "slurm" and team else Launch(command, variables, run, 0)
         sampling = telemetry.sampled(site.device, run, 0) if launch else contextlib.nullcontext()
         with sampling:
-            ending = supervise(run, launch, _detector(plan), display, team.host if team else None)
+            ending = supervise(run, launch, _detector(plan), course.display, team.host if team else None)
+            course.trained = True
         outcome = "interrupted" if ending.interrupted else "ended" if ending.fault is None else "stopped"
     finally:
+        course.trained = True
         # Also when starting failed: an attempt that left no entry would be an attempt hidden.
         record |= {"ended": _now(), "outcome": outcome, "exit_code": None if ending is None else ending.exit_code}
         _record_end(record, plan, ending, attempts, run)
@@ -401,8 +479,9 @@ def _keep_ceiling(reports: Path, run: Path) -> None:
 def _unwritable(run: Path, ending: Ending | None, error: OSError) -> EvidenceError:
     """What to say where the evidence of a run cannot be written: what the run itself came to, first."""
     fault = f"{ending.fault.message} " if ending is not None and ending.fault is not None else ""
+    kept = "; what was written is kept" if (run / evidence.RUN).exists() else ""
     return EvidenceError(
-        f"{fault}Evidence and report of {run} cannot be written: {error.strerror}; what was written is kept.",
+        f"{fault}Evidence and report of {run} cannot be written: {error.strerror}{kept}.",
         "Free space or choose another --run-dir, and run again.",
     )
 

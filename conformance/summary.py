@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from conformance.checks.finding import Finding, Result, Verdict
+from conformance.judgement import Judgement
 from conformance.pipeline import Outcome
 from conformance.report.wording import number, verdict_meaning
 
@@ -34,7 +35,22 @@ def summary(outcome: Outcome) -> RenderableType:
     Returns:
         Something for rich to print.
     """
-    judgement = outcome.judgement
+    return summary_of(outcome.run, outcome.judgement, outcome.key_id, outcome.self_issued, outcome.judged_on)
+
+
+def summary_of(run: Path, judgement: Judgement, key_id: str, self_issued: bool, judged_on: str = "") -> RenderableType:
+    """The same of a run whose report was written by itself.
+
+    Args:
+        run: Its directory, with report and evidence.
+        judgement: Findings, metrics and verdict.
+        key_id: Id of the key that signed.
+        self_issued: Whether that key is this machine's own.
+        judged_on: Host of node 0, where the report lies; empty on node 0 itself.
+
+    Returns:
+        Something for rich to print.
+    """
     plan = judgement.plan
     style = VERDICT_STYLES[judgement.verdict]
     parts: list[RenderableType] = [
@@ -50,7 +66,7 @@ def summary(outcome: Outcome) -> RenderableType:
     if judgement.metrics:
         parts.append(_figures(judgement.metrics, plan.workload.loss_target))
     parts.append(_findings(judgement.findings))
-    parts.append(_places(outcome))
+    parts.append(_places(run, plan.workload.name, key_id, self_issued, judged_on))
     return Panel(Group(*parts), title=f"[bold]{plan.workload.name}[/]", border_style=style, padding=(0, 1))
 
 
@@ -95,17 +111,16 @@ def _findings(findings: tuple[Finding, ...]) -> RenderableType:
     return table
 
 
-def _places(outcome: Outcome) -> Table:
-    if outcome.judged_on:
-        told = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-        told.add_row("report", f"on node 0, {outcome.judged_on}, signed by key {outcome.key_id[:16]}")
-        return told
-    run = _relative(outcome.run)
-    issued = "this machine's own key: self-issued, vouched for by nobody" if outcome.self_issued else "key"
+def _places(run: Path, workload: str, key_id: str, self_issued: bool, judged_on: str) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    if judged_on:
+        table.add_row("report", f"on node 0, {judged_on}, signed by key {key_id[:16]}")
+        return table
+    run = _relative(run)
+    issued = "this machine's own key: self-issued, vouched for by nobody" if self_issued else "key"
     table.add_row("report", f"{run}/report.html")
-    table.add_row("signed", f"{run}/report.dsse.json, by {issued} {outcome.key_id[:16]}")
-    table.add_row("next", f"conformance bundle {run} -o {outcome.judgement.plan.workload.name}.tar")
+    table.add_row("signed", f"{run}/report.dsse.json, by {issued} {key_id[:16]}")
+    table.add_row("next", f"conformance bundle {run} -o {workload}.tar")
     return table
 
 

@@ -91,7 +91,6 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from conformance.bundle.verify import verify
-    from conformance.checks.finding import Verdict
 
     bench = bench_of(args)
     verification = verify(args.bundle, bench)
@@ -101,7 +100,21 @@ def run(args: argparse.Namespace) -> int:
         print_verification(verification)
     if args.html is not None:  # after the verdict, which no page may swallow
         _write_page(args.html, args.bundle.name, verification, bench)
-    return {Verdict.CONFORMANT: 0, Verdict.REHEARSAL: 0, Verdict.INCONCLUSIVE: 2}.get(verification.verdict, 1)
+    return exit_code(verification.verdict)
+
+
+def exit_code(verdict) -> int:  # type: ignore[no-untyped-def]
+    """What a verdict ends a command with.
+
+    Args:
+        verdict: The verdict.
+
+    Returns:
+        0 where it is good, 1 where it is not, 2 where it is open.
+    """
+    from conformance.checks.finding import Verdict
+
+    return {Verdict.CONFORMANT: 0, Verdict.REHEARSAL: 0, Verdict.INCONCLUSIVE: 2}.get(verdict, 1)
 
 
 def _write_page(path: Path, name: str, verification, bench) -> None:  # type: ignore[no-untyped-def]

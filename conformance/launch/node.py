@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -149,19 +149,35 @@ class Node:
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@contextlib.contextmanager
-def signals_raise(error: type[BaseException]) -> Iterator[None]:
+def signals_raise(error: type[BaseException]) -> contextlib.AbstractContextManager[None]:
     """Raise an exception in place of the first SIGINT, SIGTERM or SIGHUP; those after it are ignored meanwhile.
 
     Args:
         error: What to raise, with the signal's name.
+
+    Returns:
+        What to do so in.
+    """
+
+    def heed(name: str) -> None:
+        raise error(name)
+
+    return signals_heeded(heed)
+
+
+@contextlib.contextmanager
+def signals_heeded(heed: Callable[[str], None]) -> Iterator[None]:
+    """Call a function in place of the first SIGINT, SIGTERM or SIGHUP; those after it are ignored meanwhile.
+
+    Args:
+        heed: Called with the signal's name.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
         # A second signal must not break what the first one started.
         for each in before:
             signal.signal(each, signal.SIG_IGN)
-        raise error(signal.Signals(number).name)
+        heed(signal.Signals(number).name)
 
     # nohup's choice to ignore SIGHUP stands.
     numbers = [number for number in _ENDING_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from conformance import __version__, evidence, journal
 from conformance.checks.finding import Finding
 from conformance.evidence import RunDirectory
-from conformance.judgement import Judgement, read_tasks
+from conformance.judgement import Judgement, judge, read_tasks
 from conformance.metrics.preflight import devices
 from conformance.report import challenge, dsse, html, keys, statement
 
@@ -36,6 +36,23 @@ def local_key_path() -> Path:
     """
     home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     return Path(home) / "internevo-conformance" / "local-key.pem"
+
+
+def report_on(run: Path, signing_key: Path | None) -> tuple[Judgement, str, str, bool]:
+    """Judge a run that has ended, and write its report.
+
+    Args:
+        run: Run directory with all its evidence.
+        signing_key: Private key file; None for this machine's own key, made on first use.
+
+    Returns:
+        The judgement, then what :func:`write_report` returns.
+
+    Raises:
+        ConformanceError: The evidence is too broken to be judged, or the report cannot be signed.
+    """
+    judgement = judge(RunDirectory(run))
+    return (judgement, *write_report(run, judgement, signing_key))
 
 
 def write_report(run: Path, judgement: Judgement, signing_key: Path | None) -> tuple[str, str, bool]:
@@ -59,7 +76,10 @@ def write_report(run: Path, judgement: Judgement, signing_key: Path | None) -> t
     files = RunDirectory(run)
     predicate = build_predicate(files, judgement, signed_now(self_issued))
     payload = statement.build(predicate, evidence.digests(files))
-    (run / evidence.REPORT).write_bytes(dsse.sign(payload, statement.PAYLOAD_TYPE, [key]))
+    # Whole or not at all: a report that is there is never written again.
+    written = run / f"{evidence.REPORT}.new"
+    written.write_bytes(dsse.sign(payload, statement.PAYLOAD_TYPE, [key]))
+    written.replace(run / evidence.REPORT)
     report_id = statement.report_id(payload)
     page = html.render(predicate, report_id, judgement.steps, _attempts(files).entries)
     (run / "report.html").write_text(page, encoding="utf-8")

@@ -1,22 +1,32 @@
 """One node's part in a run of several, as the pipeline starts it."""
 
 import io
+import json
+import os
+import shutil
+import signal
 import threading
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from conformance import evidence
-from conformance.errors import LaunchError
+from conformance import evidence, journal, pipeline
+from conformance.checks.finding import Verdict
+from conformance.errors import ConformanceError, EvidenceError, LaunchError
 from conformance.evidence import Request, RunDirectory
+from conformance.internevo.config import CHECKPOINT_FOLDER
 from conformance.internevo.source import find_source
 from conformance.judgement import judge
+from conformance.launch.claim import claimed
 from conformance.launch.launcher import _free_pair
 from conformance.launch.progress import LiveProgress
+from conformance.launch.supervise import Ending, Interrupted
 from conformance.launch.team import Host
 from conformance.pipeline import Site, _asked, _keep_ceiling, _take_over, run_workload
 from conformance.redaction import redact_run
+from conformance.report import build
 from conformance.selftest.run import good_run, keep_preflight
 
 pytestmark = pytest.mark.needs("torch")
@@ -110,3 +120,151 @@ def test_a_refused_resumption_leaves_no_run_directory(tmp_path):
     with pytest.raises(LaunchError, match="no checkpoint to go on from: none is complete"):
         run_workload(Request("tiny-accuracy", 1, 1, {}, 1024), site, lambda plan: pytest.fail("it began"))
     assert not (tmp_path / "run").exists()
+
+
+PERF = Request("tiny-perf", 1, 2, {}, 1024)
+
+
+@pytest.fixture
+def perf(monkeypatch, tmp_path):
+    """A run whose training is what a real one left; its site, and what it said."""
+    good = good_run(tmp_path)
+    said = []
+    display = SimpleNamespace(
+        waiting=lambda *told: None,
+        nodes=lambda views: None,
+        step=lambda step: None,
+        notice=lambda fault: said.append(fault.message),
+    )
+    source = SimpleNamespace(kind="wheel", root=tmp_path)
+
+    def prepare(request, plan, source, site, run):
+        shutil.copytree(good, run, dirs_exist_ok=True)
+        (run / evidence.RUN).unlink()
+        (run / evidence.JOURNAL).unlink()
+        return source, ()
+
+    monkeypatch.setattr(pipeline, "find_source", lambda *asked: source)
+    monkeypatch.setattr(pipeline, "require_pinned", lambda *asked: None)
+    monkeypatch.setattr(pipeline, "_prepare", prepare)
+    monkeypatch.setattr(
+        pipeline, "_describe", lambda source: json.loads((good / evidence.RUN).read_text())["internevo"]
+    )
+    monkeypatch.setattr(pipeline, "supervise", lambda *told: Ending(0, False, 0))
+    site = Site("cpu", None, tmp_path / "reports", run_dir=tmp_path / "reports" / "one")
+    return SimpleNamespace(site=site, said=said, make=lambda: run_workload(PERF, site, lambda plan: display))
+
+
+def then(number, real):
+    """What a signal comes in."""
+
+    def called(*told):
+        os.kill(os.getpid(), number)
+        return real(*told)
+
+    return called
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "place", [(build, "judge"), (build, "write_report"), (pipeline, "redact_run")], ids=lambda place: place[1]
+)
+def test_a_signal_after_the_training_waits_for_the_report(perf, monkeypatch, place, number):
+    monkeypatch.setattr(*place, then(number, getattr(*place)))
+    before = signal.getsignal(number)
+    outcome = perf.make()
+    assert perf.said == [f"{number.name} came after the end of the training: it is heeded once the report is signed."]
+    assert outcome.told_to_end
+    assert not outcome.ending.interrupted
+    assert outcome.judgement.verdict is Verdict.REHEARSAL
+    assert (outcome.run / evidence.REPORT).is_file()
+    ended = journal.parse((outcome.run / evidence.JOURNAL).read_bytes()).entries[-1]
+    assert (ended["event"], ended["outcome"]) == ("ended", "ended")
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_before_the_training_ends_the_attempt(perf, monkeypatch):
+    monkeypatch.setattr(pipeline, "supervise", then(signal.SIGTERM, pipeline.supervise))
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        perf.make()
+    entries = journal.parse((perf.site.reports / evidence.JOURNAL).read_bytes()).entries
+    assert [entry.get("outcome") for entry in entries] == [None, "failed"]
+
+
+def test_a_run_without_a_signal_was_not_told_to_end(perf):
+    assert not perf.make().told_to_end
+    assert perf.said == []
+
+
+def test_what_could_not_begin_leaves_its_directory_free_for_the_same_command(perf, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "MIN_FREE_BYTES", 1 << 60)
+        with pytest.raises(LaunchError, match="MiB free"):
+            perf.make()
+    with monkeypatch.context() as patched:
+
+        def refuse(request, plan, source, site, run):
+            (run / evidence.PLAN).write_text("{}")
+            raise LaunchError("The patch does not apply.")
+
+        patched.setattr(pipeline, "_prepare", refuse)
+        with pytest.raises(LaunchError, match="does not apply"):
+            perf.make()
+    assert not perf.site.run_dir.exists()
+    assert perf.make().judgement.verdict is Verdict.REHEARSAL
+
+
+def test_what_began_is_kept(perf, monkeypatch):
+    def fail(*told):
+        raise LaunchError("torchrun could not be started.")
+
+    monkeypatch.setattr(pipeline, "supervise", fail)
+    with pytest.raises(LaunchError):
+        perf.make()
+    assert (perf.site.run_dir / evidence.RUN).is_file()
+    with pytest.raises(EvidenceError, match="is not empty"):
+        perf.make()
+
+
+def test_while_it_lives_it_counts_as_going_on(perf, monkeypatch):
+    def look(run, *told):
+        with pytest.raises(ConformanceError, match="taken"), claimed(run / "work", LaunchError("taken")):
+            pytest.fail("claimed twice")
+        return Ending(0, False, 0)
+
+    monkeypatch.setattr(pipeline, "supervise", look)
+    run = perf.make().run
+    with claimed(run / "work", LaunchError("taken")):
+        pass
+
+
+ACCURACY = Request("tiny-accuracy", 1, 2, {}, 1024)
+
+
+def test_a_run_goes_on_only_when_it_no_longer_lives(perf, tmp_path):
+    plan = pipeline.plan_of(ACCURACY)
+    first, second = attempt(tmp_path / "first"), attempt(tmp_path / "second")
+    checkpoints = first / "work" / CHECKPOINT_FOLDER
+    (checkpoints / "40").mkdir(parents=True)
+    (checkpoints / "40/40.step").touch()
+    (second / "work" / CHECKPOINT_FOLDER).symlink_to(checkpoints)
+
+    def site(name, resumed):
+        return Site("cpu", None, tmp_path, run_dir=tmp_path / name, resume=resumed)
+
+    with pipeline._run_directory(ACCURACY, plan, site("third", second)):
+        for resumed in (first, second):  # whichever attempt of the run is named
+            refused = pytest.raises(LaunchError, match=r"in \S*/first/\S* are those of a run that still goes on")
+            with refused:
+                run_workload(ACCURACY, site("fourth", resumed), lambda plan: pytest.fail("it began"))
+    assert not (tmp_path / "fourth").exists()
+    with pipeline._run_directory(ACCURACY, plan, site("fourth", second)):
+        assert (tmp_path / "fourth").is_dir()
+
+
+def test_a_first_attempt_claims_its_own_checkpoints(tmp_path):
+    site = Site("cpu", None, tmp_path, run_dir=tmp_path / "a")
+    with pipeline._run_directory(ACCURACY, pipeline.plan_of(ACCURACY), site) as run:
+        refused = pytest.raises(LaunchError, match="still goes on")
+        with refused, pipeline._claimed_checkpoints(run):
+            pytest.fail("claimed twice")
