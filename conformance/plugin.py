@@ -9,6 +9,7 @@ import os
 import re
 import resource
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -467,8 +468,7 @@ def outcome(request: pytest.FixtureRequest) -> Iterator[Outcome | ConformanceErr
     config = request.config
     workload = load_workload(request.param)
     what, site = prepare(config, workload)
-    capture = config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
+    with shown(config):
         console = Console(highlight=False)
         console.print()
         with LiveProgress(console, workload.name) as progress:
@@ -483,6 +483,20 @@ def outcome(request: pytest.FixtureRequest) -> Iterator[Outcome | ConformanceErr
     if result.ending.interrupted or result.told_to_end:
         raise KeyboardInterrupt
     yield result
+
+
+def shown(config: pytest.Config) -> AbstractContextManager[None]:
+    """Let what is printed reach the terminal, as it does anyway where pytest captures nothing (-p no:capture).
+
+    Args:
+        config: pytest's configuration.
+
+    Returns:
+        The context in which it does.
+    """
+    capture = config.pluginmanager.getplugin("capturemanager")
+    disabled: AbstractContextManager[None] = nullcontext() if capture is None else capture.global_and_fixture_disabled()
+    return disabled
 
 
 def _was_interrupted_on_purpose(workload: Workload, site: Site, result: Outcome) -> bool:

@@ -53,7 +53,7 @@ def _request(config):
     from conformance.launch.launcher import find_place
     from conformance.plan import Topology, make_plan, parse_overrides
     from conformance.preflight.session import Request, default_workload
-    from conformance.report.keys import load_private_key
+    from conformance.report.build import signer
     from conformance.spec import load_workload
 
     option = config.option
@@ -77,8 +77,8 @@ def _request(config):
     if not option.collectonly:
         require_pinned(source := find_source(option.internevo, workload.tag), workload)
         checkout = source.root if source.kind == "checkout" else None
-        if option.signing_key is not None:
-            load_private_key(option.signing_key)
+        if place.node_rank == 0:
+            signer(option.signing_key)  # now, and not after the measuring
     return Request(workload.name, place, devices, seed, checkout, overrides)
 
 
@@ -204,12 +204,11 @@ def _measure_once(config, run):
 def _measure(config, run):
     from conformance.launch.node import signals_raise
     from conformance.launch.supervise import Interrupted
+    from conformance.plugin import shown
     from conformance.preflight.attempt import attempt
 
-    capture = config.pluginmanager.getplugin("capturemanager")
-
     def told(what):
-        with capture.global_and_fixture_disabled():  # a worker of pytest-xdist has the terminal's stderr alone
+        with shown(config):  # a worker of pytest-xdist has the terminal's stderr alone
             print(f"\npreflight: {what}", end="", file=sys.stderr, flush=True)
 
     with signals_raise(Interrupted):  # a scheduler's SIGTERM and a closed terminal end it as Ctrl-C does

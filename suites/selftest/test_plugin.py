@@ -126,6 +126,15 @@ def test_nor_is_that_of_a_preflight(asked, code, stubbed):
 
 
 @pytest.mark.parametrize(
+    "args", [("suites/perf", "-m", "tiny", "-k", "run-ended"), ("suites/preflight", "-k", "host-clock")], ids=" ".join
+)
+def test_a_pytest_that_captures_nothing_shows_as_much(args, stubbed):
+    result = stubbed("REHEARSAL", *args, "-p", "no:capture")
+    assert "1 passed" in result.stdout, result.stdout
+    assert result.returncode == pytest.ExitCode.OK
+
+
+@pytest.mark.parametrize(
     ("args", "sentence"),
     [
         (("suites/perf", "-m", "tiny", "-k", "floor"), "Port 29500 cannot be used. Choose another --master-port."),
@@ -364,12 +373,15 @@ def test_the_rehearsals_corpus_is_known_by_its_content_and_not_by_its_files_time
     assert prepared('{"text": "two"}\n', 1_700_000_000) != folder
 
 
-def test_a_key_of_ones_own_that_cannot_be_made_is_told_before_days_of_training(tmp_path):
+@pytest.mark.parametrize("args", [("suites/perf", "-m", "tiny"), ("suites/preflight",)], ids=["run", "preflight"])
+def test_a_key_of_ones_own_that_cannot_be_made_is_told_before_days_of_training(args, stubbed, tmp_path, monkeypatch):
     (tmp_path / "config").write_text("no folder")
-    result = suite("suites/perf", "-m", "tiny", "--reports", str(tmp_path), XDG_CONFIG_HOME=str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    result = stubbed("REHEARSAL", *args)
     assert result.returncode == pytest.ExitCode.USAGE_ERROR
     assert "local-key.pem cannot be" in result.stderr
-    assert not list(tmp_path.glob("*-tiny-perf"))
+    assert not (tmp_path / "started").exists()
+    assert not list(tmp_path.glob("*-preflight"))
 
 
 def test_a_performance_run_is_not_resumed():
