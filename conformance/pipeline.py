@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import secrets
@@ -31,6 +30,7 @@ from conformance.launch import telemetry, torchrun
 from conformance.launch.advice import memory_advice
 from conformance.launch.claim import claimed
 from conformance.launch.detect import Detector, Fault, Limits, limits_for
+from conformance.launch.disk import FULL
 from conformance.launch.follow import TOKEN, follow
 from conformance.launch.launcher import Place, agent_commands, agents, find_place
 from conformance.launch.node import Launch, signals_heeded
@@ -168,7 +168,7 @@ def _lead(
             if team is not None:
                 team.host.publish(_published(judgement, ending, report_id, key_id, self_issued))
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in FULL:
             raise
         raise _unwritable(run, ending, error) from error
     return Outcome(run, judgement, ending, report_id, key_id, self_issued, told_to_end=course.told_to_end)
@@ -477,13 +477,8 @@ def _keep_ceiling(reports: Path, run: Path) -> None:
 
 
 def _unwritable(run: Path, ending: Ending | None, error: OSError) -> EvidenceError:
-    """What to say where the evidence of a run cannot be written: what the run itself came to, first."""
-    fault = f"{ending.fault.message} " if ending is not None and ending.fault is not None else ""
-    kept = "; what was written is kept" if (run / evidence.RUN).exists() else ""
-    return EvidenceError(
-        f"{fault}Evidence and report of {run} cannot be written: {error.strerror}{kept}.",
-        "Free space or choose another --run-dir, and run again.",
-    )
+    fault = ending.fault.message if ending is not None and ending.fault is not None else ""
+    return evidence.unwritable(run, fault, error)
 
 
 def _limits(plan: Plan) -> Limits:

@@ -35,7 +35,7 @@ ERROR_LINE = re.compile(
 PEER = re.compile(r"connection (?:closed|reset|refused)|broken pipe|\bpeer\b|DistBackendError|NCCL|timed? ?out", re.I)
 # Devices say the first; the host says the others.
 OUT_OF_MEMORY = re.compile(r"out of ?memory|can(?:no|')t allocate memory|\bMemoryError\b", re.I)
-NO_SPACE = re.compile(r"No space left on device|Errno 28\b")
+NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded|Errno (?:28|122)\b")
 
 RECORD = re.compile(r"environment/(rank|telemetry-node)(\d{1,7})\.(?:json|csv)")
 
@@ -61,6 +61,8 @@ SLOW_SAMPLES = 60
 SLOWEST_TFLOPS = 20.0
 # A shared file system that is slow for a training cluster, written to by all ranks together.
 SLOWEST_DISK_BYTES_PER_SECOND = 200e6
+# Free space on a disk of which nothing was heard yet.
+UNKNOWN_BYTES = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Limits:
             has as long, because no step time is known before it.
         stall_factor: k: no step within k times the median step time is a stall.
         stall_floor_seconds: The least that a stall takes, whatever the step time; checkpoints are written in it.
-        lost_node_seconds: Silence after which a node counts as lost.
+        lost_node_seconds: Silence after which a node counts as lost, and a file system that refuses to work.
         min_free_bytes: Free space on a run's disk below which a run is ended while its evidence can still be written.
         slow_samples: Looks at its threads, or samples of its device, after which a rank may be told to be slow.
     """
@@ -125,8 +127,8 @@ class Fault:
     """One thing that went wrong, named.
 
     Args:
-        kind: rank-died, exception, out-of-memory, nan-loss, stall, lost-node, node-ended or full-disk; or slow-rank and
-            interrupted, which are shown and no fault of the run.
+        kind: rank-died, exception, out-of-memory, nan-loss, stall, lost-node, node-ended, full-disk or disk-error; or
+            slow-rank, off-curve, off-target and interrupted, which are shown and no fault of the run.
         message: One sentence: what, where, after which step.
         next_step: What to do about it.
         node: Index of the node; None where it concerns them all.
@@ -167,6 +169,8 @@ class NodeView:
         waiting: Ranks on it none of whose threads had anything to do.
         working: Its other ranks.
         interrupted: Whether a signal told the suite on it to end.
+        disk_seconds: Since when the file system of its run directory has refused to work; 0 where it works.
+        disk_error: What that answers.
     """
 
     host: str
@@ -177,6 +181,8 @@ class NodeView:
     waiting: tuple[int, ...] = ()
     working: tuple[int, ...] = ()
     interrupted: bool = False
+    disk_seconds: float = 0.0
+    disk_error: str = ""
 
 
 @dataclass
@@ -292,7 +298,8 @@ class Detector:
             if over or now - self._trouble >= SETTLE_SECONDS:
                 return self._incident(now, nodes)
             return None
-        return self._full_disk(now, nodes) or self._nan(now, nodes) or (None if over else self._waiting(now, nodes))
+        found = self._full_disk(now, nodes) or self._disk_error(now, nodes) or self._nan(now, nodes)
+        return found or (None if over else self._waiting(now, nodes))
 
     def slow(self, now: float, nodes: Mapping[int, NodeView]) -> list[Fault]:
         """Name the ranks that are slower than the rest; the run goes on.
@@ -466,18 +473,45 @@ class Detector:
         step = "It is ended on every node, judged and signed as interrupted; a further signal changes nothing."
         return self._fault("interrupted", text, step, now)
 
-    def disk_full(self, now: float, host: str) -> Fault:
+    def disk_full(self, now: float, host: str, error: str) -> Fault:
         """The fault of a disk on which nothing could be written any more.
 
         Args:
             now: Clock reading, in seconds.
             host: Name of node 0, which found it.
+            error: What it answered; a quota may be used up where there is space.
 
         Returns:
             The fault.
         """
-        text = f"The disk of the run directory on {host} (node 0) is full"
+        text = f"The disk of the run directory on {host} (node 0) is full: {error}"
         return self._fault("full-disk", text, "Free space there or choose another --run-dir.", now, 0, host)
+
+    def disk_error(self, now: float, node: int, host: str, seconds: float, error: str) -> Fault | None:
+        """The fault of a file system that refuses to work, as one over the network may for a moment.
+
+        Args:
+            now: Clock reading, in seconds.
+            node: Index of the node that finds it so.
+            host: Its name.
+            seconds: Since when.
+            error: What it answers.
+
+        Returns:
+            The fault; None while it may pass.
+        """
+        if not error or seconds < self.limits.lost_node_seconds:
+            return None
+        text = f"The file system of the run directory on {host} (node {node}) has failed for {seconds:.0f} s: {error}"
+        step = "See that it is mounted there and that its server answers, or choose another --run-dir."
+        return self._fault("disk-error", text, step, now, node, host)
+
+    def _disk_error(self, now: float, nodes: Mapping[int, NodeView]) -> Fault | None:
+        found = [
+            self.disk_error(now, node, view.host, view.disk_seconds, view.disk_error)
+            for node, view in sorted(nodes.items())
+        ]
+        return next(filter(None, found), None)
 
     def _full_disk(self, now: float, nodes: Mapping[int, NodeView]) -> Fault | None:
         for node, view in sorted(nodes.items()):

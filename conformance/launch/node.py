@@ -18,7 +18,8 @@ from types import FrameType
 import psutil
 
 from conformance.errors import LaunchError
-from conformance.launch.detect import LOOK_SECONDS, NodeView
+from conformance.launch.detect import LOOK_SECONDS, UNKNOWN_BYTES, NodeView
+from conformance.launch.disk import Bridge
 from conformance.launch.guard import dismiss, guard, kill_marked
 from conformance.launch.torchrun import RUN_MARK, telemetry_mark
 
@@ -62,6 +63,7 @@ class Node:
         self._devices = 0
         self._looked = 0.0
         self._states: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] = ((), (), ())
+        self._disk, self._free = Bridge(), UNKNOWN_BYTES
         logs = launch.run / "logs" / f"node{launch.node_rank}"
         logs.mkdir(parents=True, exist_ok=True)
         self._guard = guard(self._mark, telemetry_mark(self._mark))
@@ -94,9 +96,17 @@ class Node:
         if time.monotonic() - self._looked >= LOOK_SECONDS:
             self._looked = time.monotonic()
             self._states = self._look()
-        free = shutil.disk_usage(self._run).free
-        stopped, waiting, working = self._states
-        return NodeView(socket.gethostname(), 0.0, self.exit_code, free, stopped, waiting, working)
+        with self._disk.bridged():
+            self._free = shutil.disk_usage(self._run).free
+        return NodeView(
+            socket.gethostname(),
+            0.0,
+            self.exit_code,
+            self._free,
+            *self._states,
+            disk_seconds=self._disk.seconds,
+            disk_error=self._disk.error,
+        )
 
     def _look(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """The ranks that are stopped, those that wait, and those that work."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os
 import socket
 import time
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from conformance.launch.detect import Detector, Fault, NodeView, Step
+from conformance.launch.disk import FULL, Bridge
 from conformance.launch.node import Launch, LogReader, Node, signals_ignored
 
 POLL_SECONDS = 0.5
@@ -104,7 +105,7 @@ def supervise(
     Raises:
         LaunchError: torchrun could not be started.
     """
-    reader = LogReader(run / "logs")
+    reader, disk = LogReader(run / "logs"), Bridge()
     node: Node | None = None
     interrupted, left_over = False, 0
     fault: Fault | None = None
@@ -113,11 +114,13 @@ def supervise(
     try:
         node = Node(launch) if launch else None
         while True:
-            # Nodes first, logs after: what a node wrote before it ended is read before it counts as ended.
-            views = dict(team.views()) if team else {}
-            if launch and node:
-                views[launch.node_rank] = node.view()
-            steps = _read(reader, detector)
+            steps: list[Step] = []
+            with disk.bridged():
+                # Nodes first, logs after: what a node wrote before it ended is read before it counts as ended.
+                views = dict(team.views()) if team else {}
+                if launch and node:
+                    views[launch.node_rank] = node.view()
+                _read(reader, detector, steps)
             for step in steps:
                 display.step(step)
             if team and steps:
@@ -126,8 +129,12 @@ def supervise(
             for notice in detector.slow(time.monotonic(), views):
                 notices.append(notice)
                 display.notice(notice)
-            fault = detector.look(time.monotonic(), views)
-            if fault is not None or all(view.exit_code is not None for view in views.values()):
+            if disk.error:  # what cannot be read now is not to be taken for what was never written
+                fault = detector.disk_error(time.monotonic(), 0, socket.gethostname(), disk.seconds, disk.error)
+            else:
+                fault = detector.look(time.monotonic(), views)
+            over = not disk.error and all(view.exit_code is not None for view in views.values())
+            if fault is not None or over:
                 break
             time.sleep(POLL_SECONDS)
         if fault is not None:
@@ -136,15 +143,18 @@ def supervise(
         interrupted = fault is None
         display.notice(detector.told_to_end(time.monotonic(), str(told)))
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in FULL:
             raise
-        fault = detector.disk_full(time.monotonic(), socket.gethostname())
+        fault = detector.disk_full(time.monotonic(), socket.gethostname(), str(error.strerror))
+        display.notice(fault)
     finally:
         with signals_ignored():
-            (run / RESERVE).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # whatever the file system refuses, the run is ended
+                (run / RESERVE).unlink(missing_ok=True)
             hung = fault is not None and fault.kind in ("stall", "lost-node")
             left_over = _end(node, team, hung)
-    _read(reader, detector)
+    with contextlib.suppress(OSError):
+        _read(reader, detector, [])
     if fault is not None and hung:
         fault = detector.explained(fault, views)
     # A node that was told to end is the scheduler's wish as much as a signal here.
@@ -153,9 +163,11 @@ def supervise(
     return Ending(next((code for code in codes if code), 0), interrupted, left_over, fault, tuple(notices))
 
 
-def _read(reader: LogReader, detector: Detector) -> list[Step]:
+def _read(reader: LogReader, detector: Detector, steps: list[Step]) -> None:
+    """Read what the logs have gained, and add its steps: those that were read stay, should a later log be refused."""
     now = time.monotonic()
-    return [step for name, data in reader.new_bytes() for step in detector.feed(name, data, now)]
+    for name, data in reader.new_bytes():
+        steps += detector.feed(name, data, now)
 
 
 def _end(node: Node | None, team: Team | None, hung: bool) -> int:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from conformance.errors import LaunchError
-from conformance.launch.detect import NodeView, Step
+from conformance.launch.detect import UNKNOWN_BYTES, NodeView, Step
+from conformance.launch.disk import Bridge
 from conformance.launch.torchrun import recorded
 
 # Pods and jobs of one run start minutes apart where images are pulled first.
@@ -141,6 +142,7 @@ class Host:
         self._others = tuple(others)
         self._run = run
         self._next = dict.fromkeys(self._others, 0)
+        self._written: dict[str, int] = {}
         self._views: dict[int, NodeView] = {}
         self._heard: dict[int, float] = {}
         self._gone: set[int] = set()
@@ -181,7 +183,7 @@ class Host:
             time.sleep(2 * EXCHANGE_SECONDS)  # the nodes that did arrive learn why nothing comes of it
             raise
         for node, hello in hellos.items():
-            self._views[node] = NodeView(hello["host"], 0.0, None, 1 << 62)
+            self._views[node] = NodeView(hello["host"], 0.0, None, UNKNOWN_BYTES)
             self._heard[node] = time.monotonic()
         waiting((), 0.0)
         self._store.set("order", RUN)
@@ -222,14 +224,17 @@ class Host:
 
         Returns:
             Views by node; the log bytes that they sent lie in the run directory.
+
+        Raises:
+            OSError: They cannot be written there.
         """
         for node in self._others:
             while self._store.check([key := f"up/{node}/{self._next[node]}"]):
-                message = self._store.get(key)
+                self._heard[node] = time.monotonic()
+                # Whose bytes cannot be written now is taken at the next look.
+                self._take(node, self._store.get(key))
                 self._store.delete_key(key)
                 self._next[node] += 1
-                self._heard[node] = time.monotonic()
-                self._take(node, message)
         now = time.monotonic()
         return {n: dataclasses.replace(v, silent_seconds=now - self._heard[n]) for n, v in self._views.items()}
 
@@ -240,9 +245,13 @@ class Host:
             name = str(told["name"])
             if not re.fullmatch(SENDABLE.format(node), name):
                 raise LaunchError(f"Node {node} sent {name!r}, which is not a log or record of its own.")
-            (self._run / name).parent.mkdir(parents=True, exist_ok=True)
-            with (self._run / name).open("ab") as stream:
+            path, begin = self._run / name, self._written.get(name, 0)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            with path.open("r+b") as stream:
+                stream.seek(begin)  # not at the end: a part of it may be there, of the try before
                 stream.write(data)
+            self._written[name] = begin + len(data)
         else:
             told |= {name: tuple(told[name]) for name in ("stopped", "waiting", "working")}
             if told.pop("last"):
@@ -265,10 +274,16 @@ class Host:
         """
         self._store.set("order", STOP_WITH_STACKS if with_stacks else STOP)
         end = time.monotonic() + STOP_SECONDS
-        lost = {n for n, view in self.views().items() if view.silent_seconds > 10 * EXCHANGE_SECONDS}
+        lost = self._lost()
         while not self._gone | lost >= set(self._others) and time.monotonic() < end:
             time.sleep(0.2)
-            lost |= {n for n, view in self.views().items() if view.silent_seconds > 10 * EXCHANGE_SECONDS}
+            lost |= self._lost()
+
+    def _lost(self) -> set[int]:
+        """The nodes that say no more; what cannot be written of the others' words keeps nobody from being ended."""
+        with contextlib.suppress(OSError):
+            return {n for n, view in self.views().items() if view.silent_seconds > 10 * EXCHANGE_SECONDS}
+        return set()
 
     def publish(self, verdict: Mapping[str, Any]) -> None:
         """Tell every node what came of the run, and wait until those that can have heard it.
@@ -325,6 +340,7 @@ class Member:
         self.verdict: Mapping[str, Any] | None = None
         self._state: dict[str, Any] = {}
         self._sent: dict[Path, int] = {}
+        self._disk = Bridge()
         self._count = 0
         self._last = False
 
@@ -394,7 +410,10 @@ class Member:
                 if self._state:
                     for name, data in self._fresh(run) if run else ():
                         self._put({"name": name}, data)
-                    self._put({**self._state, "last": last})
+                    disk = {"disk_seconds": self._disk.seconds, "disk_error": self._disk.error}
+                    # What its file system refuses for a moment is sent before the end too.
+                    last = last and (not self._disk.error or self._disk.seconds >= self.lost_seconds)
+                    self._put({**self._state, **(disk if self._disk.error else {}), "last": last})
                 self.order = self._get("order").decode()
                 if self._store.check(["step"]):
                     self.step = Step(**json.loads(self._get("step")))
@@ -410,13 +429,14 @@ class Member:
             return
 
     def _fresh(self, run: Path) -> Iterator[tuple[str, bytes]]:
-        for path in sorted([*run.glob(f"logs/node{self.node}/*.log"), *run.glob("environment/*")]):
-            with path.open("rb") as stream:
-                stream.seek(self._sent.get(path, 0))
-                # A log that stays empty is sent too: it shows that its rank was there.
-                while (data := stream.read(CHUNK_BYTES)) or path not in self._sent:
-                    self._sent[path] = stream.tell()
-                    yield path.relative_to(run).as_posix(), data
+        with self._disk.bridged():
+            for path in sorted([*run.glob(f"logs/node{self.node}/*.log"), *run.glob("environment/*")]):
+                with path.open("rb") as stream:
+                    stream.seek(self._sent.get(path, 0))
+                    # A log that stays empty is sent too: it shows that its rank was there.
+                    while (data := stream.read(CHUNK_BYTES)) or path not in self._sent:
+                        self._sent[path] = stream.tell()
+                        yield path.relative_to(run).as_posix(), data
 
     def _put(self, head: Mapping[str, Any], data: bytes = b"") -> None:
         self._store.set(f"up/{self.node}/{self._count}", json.dumps(head).encode() + b"\n" + data)

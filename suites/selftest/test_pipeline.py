@@ -1,5 +1,6 @@
 """One node's part in a run of several, as the pipeline starts it."""
 
+import errno
 import io
 import json
 import os
@@ -54,6 +55,18 @@ def test_a_node_that_does_not_see_node_0s_checkpoints_takes_no_part(tmp_path):
     node_0.join(60)
     assert "cannot take part" in told[0]
     assert "file system that all nodes share" in told[0]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_without_room_is_a_sentence(tmp_path, number):
+    if find_spec("internlm") is None:
+        pytest.skip("InternEvo is not installed; `make test` installs it")
+
+    def prepare(plan):
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(EvidenceError, match=f"cannot be written: {os.strerror(number)}. Free space or choose"):
+        run_workload(Request("tiny-perf", 1, 1, {}, 1024), Site("cpu", None, tmp_path), prepare)
 
 
 TELLS = "connect 10.11.12.13 API_TOKEN=hunter2secret\n"

@@ -126,8 +126,9 @@ def test_out_of_memory_that_was_not_caught(detector):
     assert after_settling(detector, now=12.5).kind == "out-of-memory"
 
 
-def test_a_disk_that_a_rank_found_full(detector):
-    detector.feed(RANK0, raised("OSError: [Errno 28] No space left on device"), now=12.0)
+@pytest.mark.parametrize("error", ["[Errno 28] No space left on device", "[Errno 122] Disk quota exceeded"])
+def test_a_disk_that_a_rank_found_full(detector, error):
+    detector.feed(RANK0, raised(f"OSError: {error}"), now=12.0)
     fault = after_settling(detector)
     assert (fault.kind, fault.rank) == ("full-disk", 0)
 
@@ -136,6 +137,14 @@ def test_a_disk_that_is_about_to_be_full(detector):
     assert detector.look(13.0, {0: NodeView("hostA", 0.0, None, 1000)}) is None
     fault = detector.look(13.0, {0: NodeView("hostA", 0.0, None, 999)})
     assert (fault.kind, fault.host) == ("full-disk", "hostA")
+
+
+def test_a_file_system_that_has_failed_as_long_as_a_node_may_be_silent(detector):
+    failing = NodeView("hostB", 0.0, None, 10_000, disk_seconds=29.9, disk_error="Stale file handle")
+    assert detector.look(13.0, {0: FINE, 1: failing}) is None
+    fault = detector.look(13.2, {0: FINE, 1: replace(failing, disk_seconds=30.1)})
+    assert (fault.kind, fault.node, fault.host) == ("disk-error", 1, "hostB")
+    assert "has failed for 30 s: Stale file handle; last good step: 2." in fault.message
 
 
 @pytest.mark.parametrize("loss", ["nan", "inf", "-inf"])

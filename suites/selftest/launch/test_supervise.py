@@ -1,5 +1,6 @@
 """The supervisor on real processes: it follows steps, ends everything on a signal or a fault, leaves nothing behind."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -13,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from conformance.errors import LaunchError
-from conformance.launch.detect import Detector, Limits, Step
-from conformance.launch.node import Launch, LogReader, _waits, signals_raise
+from conformance.launch.detect import Detector, Limits, NodeView, Step
+from conformance.launch.node import Launch, LogReader, Node, _waits, signals_raise
 from conformance.launch.supervise import Interrupted, supervise
 from conformance.launch.torchrun import differing, environment, recorded, require_free_port
 
@@ -291,6 +292,85 @@ def test_a_disk_that_fills_up_ends_the_run_before_it_is_full(run, watch, left_ov
     assert ending.fault.kind == "full-disk"
     assert "MiB free" in ending.fault.message
     assert left_over(run) == []
+
+
+class Others:
+    """The other nodes of a run, whose words node 0 cannot write down; on the fourth look all have ended."""
+
+    def __init__(self, number, until):
+        self.number, self.until, self.looks = number, until, 0
+
+    def views(self):
+        self.looks += 1
+        if self.looks <= self.until:
+            raise OSError(self.number, os.strerror(self.number))
+        return {1: NodeView("hostB", 0.0, 0 if self.looks > 3 else None, 1 << 40)}
+
+    def step(self, step):
+        pass
+
+    def stop(self, with_stacks):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "said"),
+    [
+        (errno.ENOSPC, "full-disk", "(node 0) is full: No space left on device"),
+        (errno.EDQUOT, "full-disk", "(node 0) is full: Disk quota exceeded"),
+        (errno.ESTALE, "disk-error", "(node 0) has failed for 1 s: Stale file handle"),
+        (errno.EIO, "disk-error", "(node 0) has failed for 1 s: Input/output error"),
+    ],
+)
+def test_a_file_system_that_refuses_to_work_is_named(run, display, number, kind, said):
+    limits = replace(LIMITS, lost_node_seconds=0.8)
+    ending = supervise(run, None, Detector(1, 20, limits, time.monotonic()), display, Others(number, 99))
+    assert (ending.fault.kind, ending.fault.node) == (kind, 0)
+    assert said in ending.fault.message
+    assert display.notices == [ending.fault]
+
+
+def test_what_a_file_system_refuses_for_a_moment_is_bridged(run, display):
+    ending = supervise(run, None, Detector(1, 20, LIMITS, time.monotonic()), display, Others(errno.ESTALE, 2))
+    assert (ending.fault, ending.exit_code, display.notices) == (None, 0, [])
+
+
+def test_a_log_that_cannot_be_read_for_a_moment_is_read_after_it(run, watch, display):
+    log, whole = run / "logs/node0/rank0.log", run / "work/whole"
+    log.symlink_to("/proc/self/mem")  # reading it is an input/output error
+    whole.write_text("".join(LINE.format(step=step) for step in range(3)))
+    (run / "logs/node0/agent.log").write_text("one word\n")
+
+    def mend():
+        time.sleep(1.2)
+        whole.replace(log)
+
+    threading.Thread(target=mend, daemon=True).start()
+    ending = watch("pass", total_steps=3)  # it has ended long before its log can be read
+    assert [step.step for step in display.steps] == [0, 1, 2]
+    assert (ending.exit_code, ending.fault) == (0, None)
+
+
+def test_a_log_that_cannot_be_read_at_all_is_named(run, watch, display, left_over):
+    (run / "logs/node0/rank0.log").symlink_to("/proc/self/mem")
+    ending = watch("import time; time.sleep(600)", replace(LIMITS, lost_node_seconds=1))
+    assert ending.fault.kind == "disk-error"
+    assert "Input/output error" in ending.fault.message
+    assert display.notices == [ending.fault]
+    assert left_over(run) == []
+
+
+def test_a_run_directory_that_is_gone_for_a_moment_keeps_its_free_space(run, tmp_path):
+    launch = Launch(python("import time; time.sleep(600)"), environment(run), run, 0)
+    node = Node(launch)
+    try:
+        before, _ = node.view(), run.rename(tmp_path.with_name("away"))
+        away = node.view()
+        tmp_path.with_name("away").rename(run)
+        assert (away.free_bytes, away.disk_error) == (before.free_bytes, "No such file or directory")
+        assert (node.view().disk_error, node.view().disk_seconds) == ("", 0.0)
+    finally:
+        node.end()
 
 
 def test_a_launcher_that_cannot_start_is_a_sentence(run, display):

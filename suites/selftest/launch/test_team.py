@@ -226,6 +226,45 @@ def test_a_node_that_waits_heeds_ctrl_c(port, runs, node_0):
     del host
 
 
+def test_what_cannot_be_written_now_is_written_at_the_next_look_and_once(port, runs):
+    host, member = joined(port, runs)
+    log, (other, *_) = "logs/node1/rank1.log", runs
+    (runs[1] / log).write_bytes(b"first\n")
+    (other / log).mkdir()  # what stands there instead of a log refuses to be written
+    member.begin(runs[1])
+    member.tell(NodeView("hostB", 0.0, None, 7))
+    refused = 0
+    while refused < 3:
+        try:
+            host.views()
+        except IsADirectoryError:
+            refused += 1
+    (other / log).rmdir()
+    (other / log).write_bytes(b"fir")  # as far as a write came that was refused in its middle
+    while host.views()[1].free_bytes != 7:
+        pass
+    assert (other / log).read_bytes() == b"first\n"
+
+
+def test_what_cannot_be_read_now_is_sent_before_the_end_and_how_long_it_lasts_is_told(port, runs):
+    host, member = joined(port, runs)
+    log = runs[1] / "logs/node1/rank1.log"
+    log.symlink_to("/proc/self/mem")  # reading it is an input/output error
+    member.begin(runs[1])
+    member.tell(NodeView("hostB", 0.0, 0, 7))
+    verdict = in_thread(member.finish)
+    while host.views()[1].disk_seconds < 0.5:
+        assert not host._gone
+    assert host.views()[1].disk_error == "Input/output error"
+    (runs[1] / "whole").write_bytes(b"its last words\n")
+    (runs[1] / "whole").replace(log)
+    host.stop(with_stacks=False)
+    assert host.views()[1].disk_error == ""
+    assert (runs[0] / "logs/node1/rank1.log").read_bytes() == b"its last words\n"
+    host.publish({"verdict": "REHEARSAL"})
+    assert verdict()["result"] == {"verdict": "REHEARSAL"}
+
+
 @pytest.mark.parametrize("name", ["../../etc/passwd", "logs/node2/rank1.log", "report.dsse.json", "logs/node1/x.log"])
 def test_a_node_may_send_its_own_logs_only(port, runs, name):
     host = Host(port, [1], runs[0])
