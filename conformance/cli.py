@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
+import traceback
 
 from conformance import __version__
 from conformance.errors import ConformanceError
@@ -40,8 +42,8 @@ afterwards:
   conformance bundle reports/RUN -o run.tar     pack it
   conformance verify run.tar                    judge it, as a lab does
 
-exit codes: 0 good, 1 judged and not good, 2 could not judge (bad input, unreadable files), 130 interrupted, 141 nobody
-read the answer to its end
+exit codes: 0 good, 1 judged and not good, 2 could not judge (bad input, a file that cannot be read or written, a fault
+of the suite), 130 interrupted, 141 nobody read the answer to its end
 """
 # What a shell reports of a program that a closed pipe ended: 128 and the number of SIGPIPE.
 BROKEN_PIPE = 141
@@ -69,14 +71,16 @@ def main(argv: list[str] | None = None) -> int:
         _module(name).configure(command)
     args = parser.parse_args(argv)
     try:
+        if sys.stdout is None:  # what Python makes of one that is closed
+            raise ConformanceError("Standard output is closed.", "Let it lead to a terminal, a file or /dev/null.")
         code = int(_module(args.command).run(args))
         sys.stdout.flush()  # what was printed may still lie in the buffer, and a closed pipe is met only here
         return code
     except ConformanceError as error:
-        print(f"conformance {args.command}: {_visible(str(error))}", file=sys.stderr)
+        _say(f"conformance {args.command}: {error}")
         return 2
     except KeyboardInterrupt:
-        print(f"conformance {args.command}: interrupted.", file=sys.stderr)
+        _say(f"conformance {args.command}: interrupted.")
         return 130
     except (
         BrokenPipeError,
@@ -84,16 +88,40 @@ def main(argv: list[str] | None = None) -> int:
     ) as error:  # the reader left, as `head` does: nobody heard the verdict
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
             raise
-        # Rich makes a SystemExit(1) of it. Python complains when it flushes at its end, unless there is somewhere to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_unwritten()  # Rich makes a SystemExit(1) of it
         return BROKEN_PIPE
+    except OSError as error:
+        _say(f"conformance {args.command}: {_place(error)}: {error.strerror or error}.")
+        return 2
+    except Exception:  # exit code 1 would say that something was judged
+        _say(traceback.format_exc().rstrip())
+        _say(
+            f"conformance {args.command}: nothing was decided. This is a fault of the suite: please report these lines."
+        )
+        return 2
 
 
-def _visible(text: str) -> str:
-    """Text that may quote a foreign file, line by line as it can be shown on a terminal."""
+def _place(error: OSError) -> str:
+    """What could not be read or written. An error of standard output has no name, and stays for the next flush."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _leave_unwritten()
+        return "standard output cannot be written"
+    return "standard output or a file cannot be used" if error.filename is None else str(error.filename)
+
+
+def _leave_unwritten() -> None:
+    """Give what is left for standard output somewhere to go: Python complains when it flushes it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say(text: str) -> None:
+    """Print to stderr what may quote a foreign file, line by line as it can be shown on a terminal."""
     from conformance.report.visible import visible
 
-    return "\n".join(map(visible, text.split("\n")))
+    with contextlib.suppress(OSError):  # then the exit code alone tells
+        print("\n".join(map(visible, text.split("\n"))), file=sys.stderr)
 
 
 def _module(name: str):  # type: ignore[no-untyped-def]

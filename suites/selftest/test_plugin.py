@@ -212,7 +212,7 @@ def test_fewer_devices_than_asked_for_are_counted_once():
     ],
 )
 def test_an_option_that_no_selected_test_heeds_is_refused(args, sentence, stubbed, tmp_path):
-    result = stubbed("REHEARSAL", *args)
+    result = stubbed("REHEARSAL", *(str(tmp_path / arg) if arg == "run" else arg for arg in args))
     assert result.returncode == pytest.ExitCode.USAGE_ERROR
     assert sentence in result.stderr
     assert not (tmp_path / "started").exists()
