@@ -538,7 +538,8 @@ class Detector:
 
     def _waiting(self, now: float, nodes: Mapping[int, NodeView]) -> Fault | None:
         for node, view in sorted(nodes.items()):
-            if view.silent_seconds >= self.limits.lost_node_seconds:
+            # One whose ranks have ended has said its last word, and waits for the verdict.
+            if view.exit_code is None and view.silent_seconds >= self.limits.lost_node_seconds:
                 return self._lost_node(node, view, now)
         waited = now - max(self.started, self._last_time)
         if waited < self.stall_seconds:

@@ -259,6 +259,12 @@ def test_a_lost_node_is_named_before_the_stall_that_follows(detector):
     assert "32 s" in fault.message
 
 
+def test_a_node_that_has_ended_well_is_not_lost_while_another_still_ends(detector):
+    nodes = {0: FINE, 1: NodeView("hostB", 31.0, 0, 10_000)}
+    assert detector.look(13.0, nodes) is None
+    assert detector.look(45.0, nodes).kind == "stall"  # what has not ended is still waited for no longer than that
+
+
 def test_a_torchrun_that_fails_by_itself(detector):
     detector.feed(AGENT, b"Traceback (most recent call last):\n  x\nRuntimeError: address already in use\n", now=12.0)
     fault = detector.look(12.0, {0: NodeView("hostA", 0.0, 1, 10_000)})
