@@ -261,6 +261,24 @@ def create_run_directory(path: Path) -> Path:
     return path.resolve()
 
 
+def unwritable(run: Path, why: str, error: OSError) -> EvidenceError:
+    """What to say where the evidence of a run cannot be written.
+
+    Args:
+        run: Run directory.
+        why: What the run itself came to, as a sentence; empty where that is not known.
+        error: Of the disk.
+
+    Returns:
+        The error to raise.
+    """
+    kept = "; what was written is kept" if any((run / name).exists() for name in (RUN, PREFLIGHT)) else ""
+    return EvidenceError(
+        f"{why} Evidence and report of {run} cannot be written: {error.strerror}{kept}.".lstrip(),
+        "Free space or choose another --run-dir, and run again.",
+    )
+
+
 def write_json(run: Path, name: str, value: object) -> None:
     """Write a small JSON file into the run directory.
 

@@ -1,7 +1,10 @@
 """A preflight as a run: journalled, redacted, signed, packed, and judged again from its evidence alone."""
 
+import errno
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,11 +14,13 @@ from conformance.bundle import archive
 from conformance.bundle.pack import pack, read_report
 from conformance.bundle.verify import verify
 from conformance.checks.finding import Result, Verdict
+from conformance.cli import main
 from conformance.devices.cpu import CpuDevice
-from conformance.errors import ConformanceError, EvidenceError
+from conformance.errors import ConformanceError, EvidenceError, LaunchError
 from conformance.evidence import RunDirectory
 from conformance.judgement import judge
 from conformance.launch.launcher import Place
+from conformance.launch.supervise import Interrupted
 from conformance.preflight import attempt as attempt_module
 from conformance.preflight.attempt import attempt
 from conformance.preflight.session import Request
@@ -88,6 +93,53 @@ def test_one_that_fails_is_in_the_journal_too(monkeypatch, tmp_path):
     entries = journal.parse((tmp_path / "reports" / evidence.JOURNAL).read_bytes()).entries
     assert [one.get("outcome") for one in entries] == [None, "failed"]
     assert not (run / evidence.REPORT).exists()
+
+
+def test_a_full_disk_takes_neither_its_end_from_the_journal_nor_the_cause_from_what_is_said(monkeypatch, tmp_path):
+    def fail(device, request, run, told):
+        raise LaunchError("Node 1 did not arrive.")
+
+    def full(run):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(attempt_module, "run_on_all_nodes", fail)
+    monkeypatch.setattr(attempt_module, "redact_run", full)
+    run = evidence.create_run_directory(tmp_path / "reports" / "pre")
+    with pytest.raises(EvidenceError, match=r"^Node 1 did not arrive\. Evidence and report of .* No space left"):
+        attempt(CpuDevice(), REQUEST, run, tmp_path / "reports", None)
+    entries = journal.parse((tmp_path / "reports" / evidence.JOURNAL).read_bytes()).entries
+    assert [one.get("outcome") for one in entries] == [None, "failed"]
+
+
+@pytest.mark.parametrize("name", ["redact_run", "report_on"])
+def test_a_signal_after_the_measuring_waits_for_the_report(measured, monkeypatch, tmp_path, name):
+    real, said = getattr(attempt_module, name), []
+
+    def called(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(attempt_module, name, called)
+    run = evidence.create_run_directory(tmp_path / "reports" / "pre")
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        attempt(CpuDevice(), REQUEST, run, tmp_path / "reports", None, said.append)
+    assert read_report(run).predicate["verdict"] == "REHEARSAL"
+    assert said == ["SIGTERM came after the end: it is heeded once the report is signed"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_while_it_measures_it_counts_as_going_on(monkeypatch, tmp_path, capsys):
+    codes = []
+
+    def leave(device, request, run, told):
+        shutil.copytree(MEASURED, run / "environment", dirs_exist_ok=True)
+        codes.append(main(["report", str(run)]))
+
+    monkeypatch.setattr(attempt_module, "run_on_all_nodes", leave)
+    run = evidence.create_run_directory(tmp_path / "reports" / "pre")
+    attempt(CpuDevice(), REQUEST, run, tmp_path / "reports", None)
+    assert codes == [2]
+    assert "still goes on" in capsys.readouterr().err
 
 
 def test_what_it_measured_is_redacted_before_it_is_signed(measured, monkeypatch, tmp_path):
