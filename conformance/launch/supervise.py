@@ -153,8 +153,8 @@ def supervise(
                 (run / RESERVE).unlink(missing_ok=True)
             hung = fault is not None and fault.kind in ("stall", "lost-node")
             left_over = _end(node, team, hung)
-    with contextlib.suppress(OSError):
-        _read(reader, detector, [])
+            with contextlib.suppress(OSError):
+                _read(reader, detector, [])
     if fault is not None and hung:
         fault = detector.explained(fault, views)
     # A node that was told to end is the scheduler's wish as much as a signal here.

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from conformance.errors import LaunchError
+from conformance.launch import supervise as supervise_module
 from conformance.launch.detect import Detector, Limits, NodeView, Step
 from conformance.launch.node import Launch, LogReader, Node, _waits, signals_raise
 from conformance.launch.supervise import Interrupted, supervise
@@ -196,6 +197,23 @@ def test_no_further_signal_breaks_what_the_first_one_began():
         finally:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 os.kill(os.getpid(), number)  # the report is being written
+
+
+def test_no_signal_breaks_the_last_look_at_a_run_that_ended_well(run, watch, monkeypatch):
+    ended, end, read = [], supervise_module._end, supervise_module._read
+
+    def done(*asked):
+        ended.append(True)
+        return end(*asked)
+
+    def look(*asked):
+        if ended:
+            os.kill(os.getpid(), signal.SIGTERM)
+        read(*asked)
+
+    monkeypatch.setattr(supervise_module, "_end", done)
+    monkeypatch.setattr(supervise_module, "_read", look)
+    assert not watch("pass").interrupted
 
 
 def test_ctrl_c_does_not_break_the_end_of_a_run_that_a_fault_ended(run, watch, display, left_over):
