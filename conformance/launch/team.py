@@ -341,6 +341,7 @@ class Member:
         self._state: dict[str, Any] = {}
         self._sent: dict[Path, int] = {}
         self._disk = Bridge()
+        self._ended_by = ""
         self._count = 0
         self._last = False
 
@@ -393,8 +394,10 @@ class Member:
         while self._thread.is_alive() and time.monotonic() < end and self.silent_seconds < self.lost_seconds:
             self._thread.join(0.2)
         if self.verdict is None:
+            why = f" ({self._ended_by})" if self._ended_by else ""
             raise LaunchError(
-                "Node 0 has gone without a verdict; this node's part of the run was ended.", "See node 0's terminal."
+                f"Node 0 has gone without a verdict{why}; this node's part of the run was ended.",
+                "See node 0's terminal.",
             )
         return self.verdict
 
@@ -425,18 +428,23 @@ class Member:
                     self.heard = time.monotonic()
                     time.sleep(0.2)
                 time.sleep(EXCHANGE_SECONDS)
-        except Exception:  # the connection is gone; `heard` stands still, and the main thread draws the conclusion
-            return
+        except Exception as error:  # most likely the connection is gone, for which each torch has errors of its own
+            # `heard` stands still, and the main thread draws the conclusion.
+            told = error.message if isinstance(error, LaunchError) else f"{type(error).__name__}: {error}"
+            self._ended_by = told.splitlines()[0].rstrip(".")
 
     def _fresh(self, run: Path) -> Iterator[tuple[str, bytes]]:
         with self._disk.bridged():
             for path in sorted([*run.glob(f"logs/node{self.node}/*.log"), *run.glob("environment/*")]):
+                name = path.relative_to(run).as_posix()
+                if not re.fullmatch(SENDABLE.format(self.node), name):
+                    continue  # somebody else's, such as an editor's
                 with path.open("rb") as stream:
                     stream.seek(self._sent.get(path, 0))
                     # A log that stays empty is sent too: it shows that its rank was there.
                     while (data := stream.read(CHUNK_BYTES)) or path not in self._sent:
                         self._sent[path] = stream.tell()
-                        yield path.relative_to(run).as_posix(), data
+                        yield name, data
 
     def _put(self, head: Mapping[str, Any], data: bytes = b"") -> None:
         self._store.set(f"up/{self.node}/{self._count}", json.dumps(head).encode() + b"\n" + data)

@@ -265,6 +265,29 @@ def test_what_cannot_be_read_now_is_sent_before_the_end_and_how_long_it_lasts_is
     assert verdict()["result"] == {"verdict": "REHEARSAL"}
 
 
+def test_what_others_leave_among_a_nodes_files_stays_there(port, runs):
+    host, member = joined(port, runs)
+    (runs[1] / "environment/rank1.json").write_text("{}")
+    (runs[1] / "environment/.rank1.json.swp").write_bytes(b"b0VIM")  # an editor's
+    (runs[1] / "environment/notes").mkdir()
+    (runs[1] / "logs/node1/rank1 (copy).log").touch()
+    member.begin(runs[1])
+    member.tell(NodeView("hostB", 0.0, None, 7))
+    while host.views()[1].free_bytes != 7:
+        pass
+    assert [path.name for path in (runs[0] / "environment").iterdir()] == ["rank1.json"]
+    assert list((runs[0] / "logs/node1").iterdir()) == []
+    assert host.views()[1].disk_error == ""
+
+
+def test_what_ended_the_talk_with_node_0_is_told(port, runs):
+    _, member = joined(port, runs)
+    member.begin(None)
+    member.tell(NodeView(b"not for json", 0.0, None, 7))
+    with pytest.raises(LaunchError, match=r"verdict \(TypeError: .* not JSON serializable\); this node"):
+        member.finish()
+
+
 @pytest.mark.parametrize("name", ["../../etc/passwd", "logs/node2/rank1.log", "report.dsse.json", "logs/node1/x.log"])
 def test_a_node_may_send_its_own_logs_only(port, runs, name):
     host = Host(port, [1], runs[0])
