@@ -20,9 +20,10 @@ from conformance.checks import preflight as preflight_checks
 from conformance.checks import run as run_checks
 from conformance.checks import supervision
 from conformance.checks.finding import Finding, Result, Verdict, verdict
-from conformance.errors import ConformanceError, EvidenceError
+from conformance.errors import ConformanceError, EvidenceError, JsonError
 from conformance.evidence import Evidence, KeptPreflight, Request, device_identity, request_from_json
 from conformance.internevo.log import RunLog, Steps, parse_log
+from conformance.launch.samples import uuids_of
 from conformance.metrics.curve import Comparison, Matrix, compare
 from conformance.metrics.drawn import DrawnSteps
 from conformance.metrics.preflight import by_device, ceiling, devices, figures
@@ -186,7 +187,7 @@ def _without_a_log(files: Evidence, plan: Plan, config: str, attempts: Sequence[
         _of_all(attempts, lambda each: run_checks.environment(each.record)),
         *supervision.faults(_optional(files, evidence.FAULTS)),
         *supervision.pace(_optional(files, evidence.FAULTS)),
-        _even(files),
+        _even(files, attempts[-1].ranks),
     ]
     if plan.workload.kind == "accuracy" or len(attempts) > 1:
         findings.append(_chained(files, attempts, plan.workload.checkpoint_every is not None))
@@ -262,15 +263,27 @@ def kept_patches(files: Evidence) -> dict[str, str]:
     return kept
 
 
-def _even(files: Evidence) -> Finding:
+def _even(files: Evidence, ranks: Mapping[int, Mapping[str, Any]]) -> Finding:
+    return supervision.even(telemetry(files), uuids_of(rank.get("device") for rank in ranks.values()))
+
+
+def telemetry(files: Evidence) -> dict[str, Iterator[bytes]]:
+    """What each node's devices told while a run went on.
+
+    Args:
+        files: The run's evidence.
+
+    Returns:
+        Each telemetry CSV in pieces, by name.
+    """
     names = [name for name in files.names() if name.startswith("environment/telemetry-node")]
-    return supervision.even({name: _pieces(files, name) for name in names})
+    return {name: _pieces(files, name) for name in names}
 
 
 def _pieces(files: Evidence, name: str) -> Iterator[bytes]:
     """Read a large file; it is open only while it is read, for there may be one of each node."""
     with files.open(name) as stream:
-        yield from iter(partial(stream.read, 1 << 19), b"")
+        yield from iter(partial(stream.read, 1 << 20), b"")
 
 
 def _optional(files: Evidence, name: str) -> dict[str, Any] | None:
@@ -316,17 +329,32 @@ class Attempt:
         return any(len(run.steps) for runs in self.logs.values() for run in runs)
 
 
+def rank_records(files: Evidence) -> dict[int, dict[str, Any]]:
+    """What the ranks of an attempt told of themselves, as far as it can be read.
+
+    A rank that was killed, or whose disk was full, may have left a part of its record: then it has left none.
+
+    Args:
+        files: The attempt's evidence.
+
+    Returns:
+        environment/rankR.json by rank, in the order of the names.
+    """
+    records = {}
+    for name in files.names():
+        if name.startswith("environment/rank") and name.endswith(".json"):
+            rank = int(name.removeprefix("environment/rank").removesuffix(".json"))
+            with contextlib.suppress(EvidenceError, JsonError):
+                records[rank] = evidence.read_json(files, name)
+    return records
+
+
 def _read_attempt(files: Evidence) -> Attempt:
-    ranks = {
-        int(name.removeprefix("environment/rank").removesuffix(".json")): evidence.read_json(files, name)
-        for name in files.names()
-        if name.startswith("environment/rank") and name.endswith(".json")
-    }
     logs = {}
     for name in rank_logs(files):
         with files.open(name) as stream:
             logs[name] = parse_log(stream, name)
-    return Attempt(files, evidence.read_json(files, evidence.RUN), ranks, logs)
+    return Attempt(files, evidence.read_json(files, evidence.RUN), rank_records(files), logs)
 
 
 def _all_ranks(attempts: Sequence[Attempt]) -> dict[int, Mapping[str, Any]]:

@@ -25,7 +25,7 @@ from conformance.internevo.config import CHECKPOINT_FOLDER, DATA_FOLDER, render_
 from conformance.internevo.patchfile import PatchFile, apply_patch_files
 from conformance.internevo.source import Source, find_source, require_pinned
 from conformance.internevo.worker import SETTINGS, Settings
-from conformance.judgement import Judgement, newest_ceiling, plan_of
+from conformance.judgement import Judgement, newest_ceiling, plan_of, rank_records
 from conformance.launch import telemetry, torchrun
 from conformance.launch.advice import memory_advice
 from conformance.launch.claim import claimed
@@ -463,8 +463,7 @@ def _record_end(record: Mapping[str, Any], plan: Plan, ending: Ending | None, at
 
 def _keep_ceiling(reports: Path, run: Path) -> None:
     """Keep of the newest preflight of this run's devices what its GEMM ceiling follows from, as evidence of the run."""
-    files = RunDirectory(run)
-    ranks = [evidence.read_json(files, name) for name in files.names() if name.startswith("environment/rank")]
+    ranks = rank_records(RunDirectory(run)).values()
     signed = [path.parent for path in reports.glob(f"*/{evidence.REPORT}")]
     preflights = {path.name: RunDirectory(path) for path in signed if (path / evidence.PREFLIGHT).is_file()}
     found = newest_ceiling(preflights, [{"host": rank["host"], **rank["device"]} for rank in ranks])

@@ -14,7 +14,7 @@ from conformance.checks.curve import agrees
 from conformance.evidence import DATA, RUN, RunDirectory, read_json, segments
 from conformance.internevo.config import CHECKPOINT_FOLDER, STOP_FILE
 from conformance.internevo.log import parse_log
-from conformance.judgement import DUMMY, curve_of, origin_of, rank_logs
+from conformance.judgement import DUMMY, curve_of, origin_of, rank_logs, rank_records
 from conformance.launch.detect import Fault, NodeView, Step
 from conformance.launch.supervise import Display, Interrupted
 from conformance.metrics.curve import STEPS, compare
@@ -249,10 +249,10 @@ class Watch:
 
     def _warn_of_curve(self, curve: Curve, losses: Series, step: Step) -> None:
         # A curve is one of this batch: the same step is the same number of consumed tokens.
-        files, name = RunDirectory(self._run), "environment/rank0.json"
-        began = ""
-        if name in files.names():
-            began = origin_of(self._plan, read_json(files, RUN), {0: read_json(files, name)})
+        files = RunDirectory(self._run)
+        first, began = rank_records(files).get(0), ""
+        if first is not None:
+            began = origin_of(self._plan, read_json(files, RUN), {0: first})
         found = compare(curve, losses[None], [self._plan.seed], began)
         if found is None or found.agrees:
             return

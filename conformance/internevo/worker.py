@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
     patches = apply_patches()
     identity = {"plugin": settings.device, "index": str(local_rank), **device.identity(local_rank)}
     record = _record(rank, identity, kernels, patches)
-    (run / "environment" / f"rank{rank}.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    _leave(record, run, f"rank{rank}.json")
 
     os.chdir(run / "work")  # InternEvo writes RUN/ and its checkpoints relative to where it runs
     sys.argv = ["train.py", *training]
@@ -117,6 +117,13 @@ def _record(
             for patch in patches
         ],
     }
+
+
+def _leave(record: dict[str, object], run: Path, name: str) -> None:
+    """Leave a record among the evidence, whole or not at all: a full disk, or whatever kills a rank, may cut it."""
+    written = run / "work" / name
+    written.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    written.replace(run / "environment" / name)
 
 
 if __name__ == "__main__":

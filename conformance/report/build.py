@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from conformance import __version__, evidence, journal
 from conformance.checks.finding import Finding
 from conformance.evidence import RunDirectory
-from conformance.judgement import Judgement, judge, read_tasks
+from conformance.judgement import Judgement, judge, rank_records, read_tasks
 from conformance.metrics.preflight import devices
 from conformance.report import challenge, dsse, html, keys, statement
 
@@ -165,7 +165,7 @@ def _attempts(files: evidence.Evidence) -> journal.Journal:
 
 def _of_training(files: evidence.Evidence, kind: str) -> dict[str, Any]:
     record = evidence.read_json(files, evidence.RUN)
-    ranks = [evidence.read_json(files, name) for name in files.names() if name.startswith("environment/rank")]
+    ranks = list(rank_records(files).values())
     first: Mapping[str, Any] = ranks[0] if ranks else {}
     source = record["internevo"]
     hosts = {rank["host"]: {"host": rank["host"], "kernel": rank.get("kernel", "")} for rank in ranks}

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from conformance import evidence
+from conformance.bundle.pack import read_report
 from conformance.checks.finding import Finding, Result, Verdict, verdict
 from conformance.errors import ConformanceError
 from conformance.evidence import RunDirectory
@@ -133,6 +134,21 @@ def test_metrics_in_two_logs_are_refused(run):
     assert found["run-steps"].result is Result.FAIL
     assert "2 logs" in found["run-steps"].message
     assert result is Verdict.NOT_CONFORMANT
+
+
+@pytest.mark.parametrize("left", ["", '{"rank": 1, "device": {"vend', "[]"], ids=["empty", "cut", "no record"])
+def test_a_record_that_a_killed_rank_left_in_part_is_none(run, left):
+    (run / "environment/rank1.json").write_text(left)
+    result, found = results(run)
+    assert {check for check, finding in found.items() if finding.result is Result.FAIL} == {"run-ranks"}
+    assert "missing ranks: [1]" in found["run-ranks"].message
+    assert result is Verdict.NOT_CONFORMANT
+
+
+def test_and_its_run_is_reported(run, sign):
+    (run / "environment/rank1.json").write_text("")
+    sign()
+    assert [device["rank"] for device in read_report(run).predicate["devices"]] == [0]
 
 
 def test_an_exception_on_another_rank_is_seen(run):

@@ -21,6 +21,7 @@ from conformance.internevo.config import CHECKPOINT_FOLDER
 from conformance.internevo.source import find_source
 from conformance.judgement import judge
 from conformance.launch.claim import claimed
+from conformance.launch.detect import Fault
 from conformance.launch.launcher import _free_pair
 from conformance.launch.progress import LiveProgress
 from conformance.launch.supervise import Ending, Interrupted
@@ -281,3 +282,16 @@ def test_a_first_attempt_claims_its_own_checkpoints(tmp_path):
         refused = pytest.raises(LaunchError, match="still goes on")
         with refused, pipeline._claimed_checkpoints(run):
             pytest.fail("claimed twice")
+
+
+def test_a_record_that_was_cut_hides_neither_the_fault_nor_the_report(perf, monkeypatch):
+    fault = Fault("full-disk", "The disk of node 0 is full.", "Free space.", 0, "vm", None, 3, 60.0)
+
+    def cut(run, *told):
+        (run / "environment/rank1.json").write_text("")
+        return Ending(1, False, 0, fault)
+
+    monkeypatch.setattr(pipeline, "supervise", cut)
+    found = {finding.check: finding for finding in perf.make().judgement.findings}
+    assert fault.message in found["run-faults"].message
+    assert (perf.site.run_dir / evidence.REPORT).is_file()

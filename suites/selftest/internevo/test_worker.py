@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conformance.internevo.worker import Settings
+from conformance.internevo.worker import Settings, _leave
 
 
 @pytest.mark.slow
@@ -31,3 +31,19 @@ def test_bytecode_in_the_tree_is_not_believed(tmp_path):
     environment = os.environ | {"RANK": "0", "GROUP_RANK": "0", "LOCAL_RANK": "0"}
     subprocess.run([sys.executable, "-m", "conformance.internevo.worker", str(run)], env=environment, check=True)
     assert (run / "logs/node0/rank0.log").read_text().splitlines()[-1] == "source"
+
+
+def test_a_record_is_left_whole_or_not_at_all(tmp_path, monkeypatch):
+    for folder in ("work", "environment"):
+        (tmp_path / folder).mkdir()
+
+    def full(path, text, real=Path.write_text):
+        real(path, text[:5])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr(Path, "write_text", full)
+        _leave({"rank": 0}, tmp_path, "rank0.json")
+    assert list((tmp_path / "environment").iterdir()) == []
+    _leave({"rank": 0}, tmp_path, "rank0.json")
+    assert (tmp_path / "environment/rank0.json").read_text() == '{\n "rank": 0\n}\n'
