@@ -134,10 +134,10 @@ def recorded(variables: Mapping[str, str]) -> dict[str, str]:
         variables: An environment.
 
     Returns:
-        The allow-listed part of it.
+        The allow-listed part of it; bytes that are no UTF-8 as ``\\udce4``-like escapes, which JSON can hold.
     """
     return {
-        name: value
+        name: value.encode("utf-8", "backslashreplace").decode()
         for name, value in sorted(variables.items())
         if name in RECORDED_NAMES or (name.startswith(RECORDED_PREFIXES) and not SECRET.search(name))
     }

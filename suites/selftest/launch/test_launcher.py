@@ -1,5 +1,7 @@
 """A process's place in a run, from options and from what torchrun, Slurm and Kubernetes set."""
 
+import json
+import os
 import subprocess
 import sys
 import time
@@ -83,6 +85,18 @@ def test_the_zone_of_a_run_is_recorded_and_no_node_differs_in_it(monkeypatch, tm
     assert torchrun.recorded(torchrun.environment(tmp_path))["TZ"] == "UTC"
     theirs = torchrun.recorded({"TZ": "America/New_York", "OMP_SCHEDULE": "dynamic"})
     assert torchrun.differing(torchrun.recorded({"TZ": "Europe/Berlin"}), theirs) == {"OMP_SCHEDULE": "dynamic"}
+
+
+def test_a_recorded_variable_that_is_no_utf_8_can_be_written(tmp_path):
+    program = (
+        "import os; from pathlib import Path; from conformance.evidence import write_json;"
+        "from conformance.launch.torchrun import recorded;"
+        "write_json(Path.cwd(), 'it.json', recorded(os.environ))"
+    )
+    given = {os.fsencode(name): os.fsencode(value) for name, value in os.environ.items()}
+    given |= {b"NCCL_TOPO_FILE": b"/opt/ger\xe4t/topo.xml"}
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=given, check=True, timeout=60)
+    assert json.loads((tmp_path / "it.json").read_text())["NCCL_TOPO_FILE"] == r"/opt/ger\udce4t/topo.xml"
 
 
 def test_options_come_before_the_environment():
