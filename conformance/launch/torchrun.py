@@ -29,8 +29,9 @@ PLACE_NAMES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "PET_NODE_RANK", "RANK
 # torchrun takes any of its options from a variable of this family: restarts, another rendezvous.
 TORCHRUN_OPTIONS = "PET_"
 # InternEvo logs local times without their zone: where the clock is set to or from summer time, an hour of a run of days
-# would be missing or come twice.
-SETTLED = {"TZ": "UTC"}
+# would be missing or come twice. CUDA counts the fastest device first, and nvidia-smi, which tells who a device is, by
+# bus: on a node of two models a rank would be taken for the other.
+SETTLED = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "TZ": "UTC"}
 # Set on every process that a run starts, so that it can find its own, whatever became of their parents.
 RUN_MARK = "CONFORMANCE_RUN"
 

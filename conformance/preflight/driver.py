@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.launch.guard import dismiss, guard
-from conformance.launch.torchrun import RUN_MARK
+from conformance.launch.torchrun import RUN_MARK, SETTLED
 from conformance.preflight.probe import add_to, told_in
 from conformance.preflight.worker import Task
 
@@ -50,7 +50,7 @@ class Ranks:
         return self.local * self.nodes
 
     def environment(self, local_rank: int) -> dict[str, str]:
-        """What torch.distributed reads, as torchrun sets it.
+        """What torch.distributed reads, as torchrun sets it, and what a run settles too.
 
         Args:
             local_rank: Index of the process on this node.
@@ -66,6 +66,7 @@ class Ranks:
             "GROUP_RANK": str(self.node_rank),
             "MASTER_ADDR": self.address,
             "MASTER_PORT": str(self.port),
+            **SETTLED,
         }
 
 

@@ -11,6 +11,7 @@ import pytest
 from conformance.errors import LaunchError
 from conformance.launch import torchrun
 from conformance.launch.launcher import DEFAULT_PORT, agents, find_place
+from conformance.preflight.driver import Ranks
 
 
 def place(nodes, environ=None, launcher=None, node_rank=None, master_addr=None, master_port=None):
@@ -85,6 +86,12 @@ def test_the_zone_of_a_run_is_recorded_and_no_node_differs_in_it(monkeypatch, tm
     assert torchrun.recorded(torchrun.environment(tmp_path))["TZ"] == "UTC"
     theirs = torchrun.recorded({"TZ": "America/New_York", "OMP_SCHEDULE": "dynamic"})
     assert torchrun.differing(torchrun.recorded({"TZ": "Europe/Berlin"}), theirs) == {"OMP_SCHEDULE": "dynamic"}
+
+
+def test_devices_are_counted_by_bus_as_nvidia_smi_does_that_tells_who_they_are(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    for given in (torchrun.environment(tmp_path), Ranks(2).environment(1)):  # a run's, and a preflight's
+        assert given["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
 def test_a_recorded_variable_that_is_no_utf_8_can_be_written(tmp_path):
