@@ -18,7 +18,8 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from conformance.devices import load_device
+from conformance.devices import Device, load_device
+from conformance.errors import DeviceError
 from conformance.internevo.patches import Patch, apply_patches
 from conformance.kernels import KernelSource, install
 
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> None:
     if settings.internevo:
         sys.path.insert(0, settings.internevo)
     patches = apply_patches()
-    identity = {"plugin": settings.device, "index": str(local_rank), **device.identity(local_rank)}
+    identity = {"plugin": settings.device, "index": str(local_rank), **_identity(device, local_rank)}
     record = _record(rank, identity, kernels, patches)
     _leave(record, run, f"rank{rank}.json")
 
@@ -92,6 +93,24 @@ def _write_to(log: Path) -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)  # the supervisor asks a hung rank for its stack this way
+
+
+def _identity(device: Device, index: int) -> dict[str, str]:
+    """Ask a device who it is, twice where a tool that all ranks ask at once is late; without an answer, train nothing.
+
+    A report that names no device is none, and so would be found at the end, after days.
+    """
+    for _ in range(2):
+        told = device.identity(index)
+        lacking = [field for field in ("vendor", "model") if not told.get(field)]
+        if not lacking:
+            return told
+    raise DeviceError(
+        f"Device {index} on {socket.gethostname()} ({device.name}) tells no {' and no '.join(lacking)}, asked twice; "
+        f"it tells {', '.join(told) or 'nothing'}.",
+        f"`conformance device-check {device.name}` asks it again; NVIDIA's tool is late without persistence mode "
+        "(nvidia-smi -pm 1).",
+    )
 
 
 def _record(

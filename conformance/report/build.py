@@ -163,6 +163,10 @@ def _attempts(files: evidence.Evidence) -> journal.Journal:
         return journal.parse(stream.read(journal.MAX_JOURNAL_BYTES + 1))
 
 
+# What a report has to say of each device, where the device itself did not.
+NAMELESS = {"vendor": "unknown", "model": "unknown"}
+
+
 def _of_training(files: evidence.Evidence, kind: str) -> dict[str, Any]:
     record = evidence.read_json(files, evidence.RUN)
     ranks = list(rank_records(files).values())
@@ -179,7 +183,7 @@ def _of_training(files: evidence.Evidence, kind: str) -> dict[str, Any]:
             ],
             "kernels": first.get("kernels", []),
         },
-        "devices": [{"rank": rank["rank"], "host": rank["host"], **rank["device"]} for rank in ranks],
+        "devices": [{"rank": rank["rank"], "host": rank["host"], **NAMELESS, **rank["device"]} for rank in ranks],
         "environment": {
             "command": record["command"],
             "variables": record["environment"],

@@ -151,6 +151,14 @@ def test_and_its_run_is_reported(run, sign):
     assert [device["rank"] for device in read_report(run).predicate["devices"]] == [0]
 
 
+def test_a_run_whose_device_did_not_say_who_it_is_fails_and_is_reported(run, sign):
+    edit_json(run / "environment/rank1.json", lambda r: r.update(device={"plugin": "cuda", "index": "1"}))
+    found = {finding.check: finding for finding in sign().findings}
+    assert found["run-uniform"].result is Result.FAIL
+    told = read_report(run).predicate["devices"][1]
+    assert (told["vendor"], told["model"]) == ("unknown", "unknown")
+
+
 def test_an_exception_on_another_rank_is_seen(run):
     log = run / "logs/node0/rank1.log"
     log.write_text(

@@ -189,6 +189,14 @@ def test_a_resumed_run_is_warned_of_too(run):
     assert "off-curve" in {fault.kind for fault in shown.notices}
 
 
+def test_a_rank_that_left_its_record_in_part_does_not_end_the_run(run):
+    (run / "environment").mkdir(exist_ok=True)
+    (run / "environment/rank0.json").write_text('{"rank": 0, "dev')
+    shown = Shown()
+    feed(Watch(TINY, run, shown, curve=made_up(DESCENT)), DESCENT * 1.1)
+    assert "off-curve" in {fault.kind for fault in shown.notices}
+
+
 def test_only_the_loss_over_all_ranks_is_held_against_the_curve(run):
     shown = Shown()
     watch = Watch(TINY, run, shown, curve=made_up(DESCENT))

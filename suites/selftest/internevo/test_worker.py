@@ -6,10 +6,12 @@ import subprocess
 import sys
 from importlib.util import cache_from_source, find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from conformance.internevo.worker import Settings, _leave
+from conformance.errors import DeviceError
+from conformance.internevo.worker import Settings, _identity, _leave
 
 
 @pytest.mark.slow
@@ -47,3 +49,24 @@ def test_a_record_is_left_whole_or_not_at_all(tmp_path, monkeypatch):
     assert list((tmp_path / "environment").iterdir()) == []
     _leave({"rank": 0}, tmp_path, "rank0.json")
     assert (tmp_path / "environment/rank0.json").read_text() == '{\n "rank": 0\n}\n'
+
+
+@pytest.mark.parametrize(
+    ("answers", "lacking"),
+    [
+        ([{"vendor": "NVIDIA"}, {"vendor": "NVIDIA", "model": "H200"}], None),
+        (
+            [{"vendor": "NVIDIA"}, {"vendor": "NVIDIA", "model": ""}],
+            r"tells no model, asked twice; it tells vendor, model",
+        ),
+        ([{}, {}], "tells no vendor and no model, asked twice; it tells nothing"),
+    ],
+    ids=["late once", "no model", "nothing"],
+)
+def test_a_device_that_does_not_say_who_it_is_is_asked_again_and_trains_nothing(answers, lacking):
+    device = SimpleNamespace(name="cuda", identity=lambda index: answers.pop(0))
+    if lacking is None:
+        assert _identity(device, 1)["model"] == "H200"
+        return
+    with pytest.raises(DeviceError, match=rf"^Device 1 on \S+ \(cuda\) {lacking}\. `conformance device-check cuda`"):
+        _identity(device, 1)
