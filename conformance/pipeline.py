@@ -18,8 +18,8 @@ from typing import Any
 
 from conformance import evidence, journal
 from conformance.checks.finding import Finding, Result, Verdict
-from conformance.data import fingerprint, train_folder
-from conformance.errors import EvidenceError, LaunchError
+from conformance.data import fingerprint, read_fingerprint, train_folder
+from conformance.errors import DataError, EvidenceError, LaunchError
 from conformance.evidence import Request, RunDirectory
 from conformance.internevo.config import CHECKPOINT_FOLDER, DATA_FOLDER, render_config
 from conformance.internevo.patchfile import PatchFile, apply_patch_files
@@ -283,7 +283,14 @@ def _link_training_state(run: Path, site: Site, plan: Plan) -> None:
         (run / "work" / CHECKPOINT_FOLDER).symlink_to(checkpoints)
     if data is None:
         raise LaunchError("This workload trains on real data.", "Name a folder of prepared data with --data.")
-    evidence.write_json(run, evidence.DATA, fingerprint(data).to_json())
+    lies_there, prepared = fingerprint(data), read_fingerprint(data)
+    if lies_there.digest != prepared.digest:
+        raise DataError(
+            f"The data in {data} are not those that were prepared: their fingerprint is {lies_there.digest[:16]}, and "
+            f"was {prepared.digest[:16]}.",
+            f"`conformance data check {data}` says what is wrong; prepare them anew.",
+        )
+    evidence.write_json(run, evidence.DATA, lies_there.to_json())
     (run / "work" / DATA_FOLDER).symlink_to(train_folder(data).resolve())
 
 

@@ -15,7 +15,8 @@ from rich.console import Console
 
 from conformance import evidence, journal, pipeline
 from conformance.checks.finding import Verdict
-from conformance.errors import ConformanceError, EvidenceError, LaunchError
+from conformance.data import prepare, rehearsal_tokenizer
+from conformance.errors import ConformanceError, DataError, EvidenceError, LaunchError
 from conformance.evidence import Request, RunDirectory
 from conformance.internevo.config import CHECKPOINT_FOLDER
 from conformance.internevo.source import find_source
@@ -295,3 +296,22 @@ def test_a_record_that_was_cut_hides_neither_the_fault_nor_the_report(perf, monk
     found = {finding.check: finding for finding in perf.make().judgement.findings}
     assert fault.message in found["run-faults"].message
     assert (perf.site.run_dir / evidence.REPORT).is_file()
+
+
+def test_data_that_changed_since_they_were_prepared_are_refused(tmp_path):
+    pytest.importorskip("sentencepiece", reason="conformance data needs the extra data")
+    text, data = tmp_path / "corpus.txt", tmp_path / "data"
+    text.write_text("hello world\n" * 20)
+    prepare([text], rehearsal_tokenizer(), data, workers=1)
+    plan = pipeline.plan_of(ACCURACY)
+    pipeline._link_training_state(
+        evidence.create_run_directory(tmp_path / "a"), Site("cpu", None, tmp_path, data=data), plan
+    )
+    (shard,) = (data / "train").rglob("*.bin")
+    changed = bytearray(shard.read_bytes())
+    changed[15:16] = b"7"
+    shard.write_bytes(changed)
+    run = evidence.create_run_directory(tmp_path / "b")
+    with pytest.raises(DataError, match=r"not those that were prepared: .* `conformance data check \S*/data` says"):
+        pipeline._link_training_state(run, Site("cpu", None, tmp_path, data=data), plan)
+    assert not (run / evidence.DATA).exists()
