@@ -7,6 +7,7 @@ As a program, ``python -m conformance.launch.follow ADDRESS PORT NODE RUN_DIR``,
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -57,7 +58,12 @@ def follow(
     except ConformanceError as error:
         member.ready(str(error))
         raise
-    member.ready()
+    try:
+        member.ready()
+    except BaseException:
+        if not shared:
+            shutil.rmtree(run, ignore_errors=True)  # the same command, given again, is to find it free
+        raise
     command = torchrun.command(
         run,
         nodes=job["nodes"],
@@ -112,7 +118,10 @@ def _prepare(run: Path, job: Mapping[str, Any], settings: Callable[[Path], Setti
     try:
         (run / evidence.CONFIG).write_text(job["config"], encoding="utf-8")
         (settings(run) if settings else Settings(**job["settings"])).write(run)
-    except OSError as error:
+    except BaseException as error:
+        shutil.rmtree(run, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         raise EvidenceError(
             f"The run directory {run} cannot be written: {error.strerror}.", "Free space or choose another --run-dir."
         ) from error

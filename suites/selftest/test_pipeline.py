@@ -57,6 +57,7 @@ def test_a_node_that_does_not_see_node_0s_checkpoints_takes_no_part(tmp_path):
     node_0.join(60)
     assert "cannot take part" in told[0]
     assert "file system that all nodes share" in told[0]
+    assert not (tmp_path / "1/run").exists()  # the same command is given again
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

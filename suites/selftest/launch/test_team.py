@@ -140,6 +140,18 @@ def test_a_node_that_cannot_take_part_says_why(port, runs):
     assert "called the run off" in str(member()["error"])
 
 
+def test_nor_does_any_other_node_keep_a_directory_of_it(port, runs):
+    host = Host(port, [1, 2], runs[0])
+    in_thread(lambda: Member("127.0.0.1", port, 1, None, seconds=20).ready("its disk is read-only"))
+    own = runs[1] / "run"
+    member = in_thread(lambda: follow(Member("127.0.0.1", port, 2, None, seconds=20), own, runs[1]))
+    job = JOB | {"token": "node 0's", "config": "", "settings": {"device": "cpu", "internevo": None}}
+    with pytest.raises(LaunchError, match="its disk is read-only"):
+        host.gather(REQUEST, lambda hellos: job, seconds=20)
+    assert "called the run off" in str(member()["error"])
+    assert not own.exists()
+
+
 def test_a_node_whose_disk_is_full_says_so_and_is_not_waited_for(port, runs, small_disk):
     disk = small_disk(64 << 10)
     with contextlib.suppress(OSError):
