@@ -200,10 +200,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     config = session.config
     if config.option.collectonly or hasattr(config, "workerinput"):  # a worker's are refused by its controller
         return
-    workloads = [load_workload(name) for name in dict.fromkeys(filter(None, map(_workload_of, session.items)))]
-    _require_heeded(config, workloads)
+    selected = [load_workload(name) for name in dict.fromkeys(filter(None, map(_workload_of, session.items)))]
+    _require_heeded(config, selected)
     running = ["the preflight"] if any(map(_is_preflight, session.items)) else []
-    for workload in workloads:
+    for workload in selected:
         try:
             prepare(config, workload)
             running.append(workload.name)
@@ -220,17 +220,17 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         )
 
 
-def _require_heeded(config: pytest.Config, workloads: list[Workload]) -> None:
+def _require_heeded(config: pytest.Config, selected: list[Workload]) -> None:
     """That no option was given which none of the runs heeds; the preflight's conftest.py says so of its own."""
     option = config.option
     ignored = {
         "--workload": option.workload and not config.stash[STATE].preflight,
-        "--data": option.data and all(workload.data == "dummy" for workload in workloads),
-        "--until-target": option.until_target and all(workload.loss_target is None for workload in workloads),
+        "--data": option.data and all(workload.data == "dummy" for workload in selected),
+        "--until-target": option.until_target and all(workload.loss_target is None for workload in selected),
     }
     unheeded = [name for name, given in ignored.items() if given]
-    if workloads and unheeded:
-        names = " and ".join(workload.name for workload in workloads)
+    if selected and unheeded:
+        names = " and ".join(workload.name for workload in selected)
         raise pytest.UsageError(
             f"{names}: no such run heeds {' or '.join(unheeded)}. Leave it out: --workload is for suites/preflight, "
             "--data and --until-target are for suites/accuracy."
