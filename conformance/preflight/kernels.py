@@ -81,7 +81,7 @@ def measure(task: Task, journal: Journal) -> None:
             continue
         error = {"kind": "kernel-error", "part": part, "kernel": name}
         if len(hung) >= KERNEL_HANGS:
-            journal.record(**error, problem=f"not measured, because {' and '.join(hung)} hung")
+            journal.record("kernel-error", **error, problem=f"not measured, because {' and '.join(hung)} hung")
             continue
         hang = f"hang, no end after {task.kernel_seconds:g} s"
         limit = task.kernel_seconds, {**error, "problem": hang, "hung": True}
@@ -93,7 +93,7 @@ def measure(task: Task, journal: Journal) -> None:
                 torch.cuda.empty_cache()
             journal.over(part)
         except Exception as fault:  # the platform's code: one broken kernel hides no other
-            journal.record(**error, problem=f"{type(fault).__name__}: {fault}".splitlines()[0])
+            journal.record("kernel-error", **error, problem=f"{type(fault).__name__}: {fault}".splitlines()[0])
 
 
 def _measure_case(case: Case, task: Task, journal: Journal) -> None:

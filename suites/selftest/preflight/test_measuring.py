@@ -1,9 +1,12 @@
 """What the measuring itself promises: poisoned memory, true fp32 references, and no more of gloo than it can."""
 
 import json
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
+
+from conformance.spec import load_workload
 
 pytestmark = pytest.mark.needs("torch")
 
@@ -51,6 +54,26 @@ def test_a_row_that_a_kernel_leaves_unwritten_is_seen_although_the_right_one_lay
     assert handed_out == [(((16, 4),), torch.float32)]
     assert record["not_finite"] == 4
     assert record["error"] == "nan"
+
+
+@pytest.mark.parametrize("hung", [0, 2], ids=["raises", "not measured"])
+def test_a_kernel_that_raises_or_is_left_out_is_told_and_hides_no_other(hung, tmp_path, monkeypatch):
+    def broken(*args):
+        raise RuntimeError("no such kernel\nand more")
+
+    monkeypatch.setattr(kernels, "install", list)
+    monkeypatch.setenv("RANK", "0")
+    parts = ("attention", "rotary", "rms_norm", "linear", "cross_entropy", "embedding", "adamw", "grad_norm", "scatter")
+    for name in parts:
+        monkeypatch.setattr(kernels, f"_{name}", broken)
+    journal = Journal(tmp_path / "journal")
+    for kernel in range(hung):
+        journal.record("kernel-error", part=f"kernel {kernel}", kernel=f"{kernel}", hung=True)
+    model = asdict(load_workload("tiny-perf").model)
+    kernels.measure(SimpleNamespace(model=model, seed=1, kernel_seconds=9.0), journal)
+    told = [record for record in records(tmp_path / "journal")[hung:] if record.get("kind") == "kernel-error"]
+    problem = "not measured, because 0 and 1 hung" if hung else "RuntimeError: no such kernel"
+    assert [record["problem"] for record in told] == [problem] * 9
 
 
 def test_a_reference_multiplies_in_fp32_whatever_was_chosen_before(tmp_path, monkeypatch):
