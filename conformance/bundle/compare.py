@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,8 @@ from conformance.bundle.policy import Bench
 from conformance.bundle.verify import BundleEvidence, Verification, VerifiedRun, verify
 from conformance.checks.finding import Verdict
 from conformance.evidence import device_name
+from conformance.judgement import telemetry
+from conformance.launch.samples import uuids_of
 from conformance.metrics.energy import joules_per_token
 
 RANKED = (Verdict.CONFORMANT, Verdict.REHEARSAL)
@@ -97,7 +97,7 @@ def _row(path: Path, verification: Verification, run: VerifiedRun, files: Bundle
         "ceiling": mfu.get("ceiling"),
         "loss": loss.get("window_mean"),
         "hours_to_target": _hours_to_target(loss, speed, run.rebuilt["plan"]),
-        "joules_per_token": _energy(files, speed.get("median")),
+        "joules_per_token": joules_per_token(telemetry(files), speed.get("median") or 0.0, uuids_of(devices)),
         "steps": run.steps,
     }
 
@@ -109,10 +109,3 @@ def _hours_to_target(loss: Mapping[str, Any], speed: Mapping[str, Any], plan: Ma
         return None
     tokens_per_card = (met + 1) * plan["tokens_per_step"] / plan["cards"]
     return float(tokens_per_card / speed["median"] / 3600)
-
-
-def _energy(files: BundleEvidence, tgs: float | None) -> float | None:
-    names = [name for name in files.names() if name.startswith("environment/telemetry-node")]
-    with contextlib.ExitStack() as stack:
-        lines = {name: io.TextIOWrapper(stack.enter_context(files.open(name)), errors="replace") for name in names}
-        return None if tgs is None else joules_per_token(lines, tgs)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from conformance.checks.finding import Finding, Result
+from conformance.errors import EvidenceError
 from conformance.evidence import FAULTS
 from conformance.launch.slow import EVEN_SHARE
 from conformance.metrics.clocks import busy_clocks, median_clock
 
-# A minute of samples; a slow moment at the start is no slow device.
-MIN_SAMPLES = 60
+# A slow moment at the start is no slow device.
+MIN_SECONDS = 60
 
 
 def faults(record: Mapping[str, Any] | None) -> list[Finding]:
@@ -66,20 +67,29 @@ def _findings(check: str, seen: list[dict[str, Any]], good: str) -> list[Finding
     ]
 
 
-def even(telemetry: Mapping[str, Iterable[bytes]]) -> Finding:
-    """Whether every device held about the same clock while it was busy.
+def even(telemetry: Mapping[str, Iterable[bytes]], uuids: Collection[str] = ()) -> Finding:
+    """Whether every device of the run held about the same clock while it was busy.
 
     Args:
         telemetry: Each environment/telemetry-nodeN.csv in pieces, by name.
+        uuids: The run's devices; none where they are not all known.
 
     Returns:
-        The finding of check run-clocks; SKIP where fewer than two devices told their clocks for a minute.
+        The finding of check run-clocks; SKIP where fewer than two devices told their clocks for a minute, ERROR where
+        the telemetry is of more devices than a node has.
     """
     clocks: dict[str, float] = {}
     for name, pieces in telemetry.items():
         node = name.rsplit("-node", 1)[-1].removesuffix(".csv")
-        for index, counts in busy_clocks(pieces).items():
-            if sum(counts.values()) >= MIN_SAMPLES:
+        try:
+            counted = busy_clocks(pieces, uuids)
+        except EvidenceError as error:
+            told = f"{name} is not counted. {error.message}"
+            return Finding(
+                "run-clocks", Result.ERROR, told, evidence=name, next_step="Leave it as the tool printed it."
+            )
+        for index, counts in counted.items():
+            if sum(counts.values()) >= MIN_SECONDS:
                 clocks[f"device {index} of node {node}"] = median_clock(counts)
     if len(clocks) < 2:
         return Finding("run-clocks", Result.SKIP, "Fewer than two devices told their clocks for a minute.")

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from conformance.launch.samples import Sample, samples
+from conformance.launch.samples import Sample, of_run, samples
 
 # A device that holds less than this share of the others' clock slows every rank down: they wait for it in each step.
 EVEN_SHARE = 0.9
@@ -120,7 +120,8 @@ class Pace:
             header, *text = text
         self._tables[node] = header, rest
         for sample in samples([header, *text]) if training else ():
-            self._devices.setdefault((node, sample.index), deque(maxlen=self.window)).append(sample)
+            if sample.busy_percent >= 0 and sample.clock_mhz >= 0:
+                self._devices.setdefault((node, sample.index), deque(maxlen=self.window)).append(sample)
 
     def threads(self, waiting: Mapping[int, bool]) -> None:
         """Take one look at the ranks' threads.
@@ -153,10 +154,22 @@ class Pace:
             step = "Compare that host's CPU load, cgroup limits and pinning with the others'."
             yield Slow("threads", rank // self.devices_per_node, "", rank, text, step)
 
+    def _own(self) -> dict[tuple[int, str], deque[Sample]]:
+        """The samples of the run's devices, of each node whose ranks have all told theirs; else of all that it has."""
+        own: dict[tuple[int, str], deque[Sample]] = {}
+        for node in {node for node, _ in self._devices}:
+            shown = {place: seen[-1].uuid for place, seen in self._devices.items() if place[0] == node}
+            known = {uuid for uuid, rank in self._ranks.items() if rank // self.devices_per_node == node}
+            own |= {
+                place: self._devices[place]
+                for place in of_run(shown, known if len(known) == self.devices_per_node else ())
+            }
+        return own
+
     def _by_clock(self) -> Iterator[Slow]:
         clocks = {
             place: float(statistics.median(busy))
-            for place, seen in self._devices.items()
+            for place, seen in self._own().items()
             if len(busy := [one.clock_mhz for one in seen if one.busy_percent >= BUSY_PERCENT]) >= self.window // 2
         }
         for place, own, others in lower(clocks, lambda own, others: own < EVEN_SHARE * others):
@@ -166,7 +179,7 @@ class Pace:
     def _by_load(self) -> Iterator[Slow]:
         loads = {
             place: load
-            for place, seen in self._devices.items()
+            for place, seen in self._own().items()
             if len(seen) == self.window and (load := statistics.fmean(one.busy_percent for one in seen)) > IDLE_PERCENT
         }
         for place, own, others in lower(loads, lambda own, others: own <= others - 100 * UNEVEN_SHARE):

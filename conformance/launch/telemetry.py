@@ -29,7 +29,7 @@ INTERVAL_SECONDS = 1.0
 # The longest performance run, 70B on 32 cards, takes about 2 h at the reference's speed. 6 h of 8 devices are 25 MB.
 FULL_RATE_SECONDS = 6 * 3600.0
 # 8 devices: 1.7 MB a day.
-THIN_SECONDS = 60.0
+THIN_SECONDS = float(samples.MAX_SECONDS)
 
 
 @contextlib.contextmanager

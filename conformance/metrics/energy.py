@@ -1,65 +1,73 @@
-"""Energy from device telemetry: the power that devices drew while they were busy."""
+"""Energy from device telemetry: the power that devices drew while they were busy, over the whole of a run."""
 
 from __future__ import annotations
 
+import io
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from conformance.launch.samples import BUSY, INDEX, column, split
+from conformance.errors import EvidenceError
+from conformance.launch.samples import Interval, note, of_run, samples, whole_rows
 from conformance.launch.slow import BUSY_PERCENT
 
-POWER = r"power\.draw(?:\.\w+)? \[W\]"
 # A minute of one device at work; less says little about hours.
-MIN_SAMPLES = 60
-# No device draws more; what claims so is no measurement.
-MAX_WATTS = 100_000.0
+MIN_SECONDS = 60
 
 
-def joules_per_token(telemetry: Mapping[str, Iterable[str]], tgs: float) -> float | None:
+def joules_per_token(telemetry: Mapping[str, Iterable[bytes]], tgs: float, uuids: Collection[str] = ()) -> float | None:
     """Energy of the devices for one token: mean power of a busy device over tokens per device and second.
 
     Hosts, network and cooling are not in it.
 
     Args:
-        telemetry: Lines of each node's telemetry CSV, header first, by name.
+        telemetry: Each node's telemetry CSV in pieces, by name.
         tgs: Tokens per device and second.
+        uuids: The run's devices; none where they are not all known.
 
     Returns:
-        Joules; None where fewer than MIN_SAMPLES samples of each device tell its power.
+        Joules; None where a device was not seen to be busy for MIN_SECONDS, or the telemetry is none of a node's.
     """
-    means = [mean for lines in telemetry.values() for mean in busy_watts(lines).values()]
-    if not means or any(math.isnan(mean) for mean in means) or not tgs > 0:
+    if not tgs > 0:
+        return None
+    try:
+        means = [mean for pieces in telemetry.values() for mean in busy_watts(pieces, uuids).values()]
+    except EvidenceError:
+        return None
+    if not means or any(math.isnan(mean) for mean in means):
         return None
     return sum(means) / len(means) / tgs
 
 
-def busy_watts(lines: Iterable[str]) -> dict[str, float]:
-    """Mean power of each device while it was busy.
+def busy_watts(pieces: Iterable[bytes], uuids: Collection[str] = ()) -> dict[str, float]:
+    """Mean power of each device while it was busy, each row weighed by the time that it stands for.
 
     Args:
-        lines: A telemetry CSV, header first.
+        pieces: A telemetry CSV in pieces of any size, header first.
+        uuids: The run's devices; none where they are not all known.
 
     Returns:
-        W by device; NaN for one with too few samples.
+        W by device; NaN for one that was not seen to be busy for MIN_SECONDS.
+
+    Raises:
+        EvidenceError: It names more than MAX_DEVICES devices.
     """
-    rows = iter(lines)
-    header = split(next(rows, ""))
-    index, busy, power = (column(header, pattern) for pattern in (INDEX, BUSY, POWER))
-    if index is None or busy is None or power is None:
-        return {}
+    names: dict[str, str] = {}
     sums: dict[str, tuple[int, float]] = {}
-    for row in rows:
-        cells = split(row)
-        if len(cells) != len(header):  # the last line of a sampler that was ended
-            continue
-        share, watts = _number(cells[busy]), _number(cells[power])
-        if share is not None and share >= BUSY_PERCENT and watts is not None and watts <= MAX_WATTS:
-            count, total = sums.get(cells[index][:20], (0, 0.0))
-            sums[cells[index][:20]] = (count + 1, total + watts)
-    return {name: total / count if count >= MIN_SAMPLES else math.nan for name, (count, total) in sums.items()}
+    interval = Interval()
+    for row in samples(_lines(pieces)):
+        seconds = interval.of(row)
+        if seconds and row.watts >= 0 and row.busy_percent >= BUSY_PERCENT:
+            note(names, row.index, row.uuid)
+            total, joules = sums.get(row.index, (0, 0.0))
+            sums[row.index] = (total + seconds, joules + seconds * row.watts)
+    kept = of_run(names, uuids)
+    return {
+        name: joules / total if total >= MIN_SECONDS else math.nan
+        for name, (total, joules) in sums.items()
+        if name in kept
+    }
 
 
-def _number(cell: str) -> float | None:
-    match = re.match(r"\d{1,9}(?:\.\d{1,9})?", cell)
-    return float(match[0]) if match else None
+def _lines(pieces: Iterable[bytes]) -> Iterator[str]:
+    for block in whole_rows(pieces):
+        yield from io.TextIOWrapper(io.BytesIO(block), "utf-8", "replace")

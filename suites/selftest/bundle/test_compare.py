@@ -11,12 +11,12 @@ from conformance.checks.finding import Verdict
 SPEED = {"median": 4000.0, "ci95": [3990.0, 4010.0]}
 
 
-def rows(monkeypatch, **metrics):
+def rows(monkeypatch, devices=({},) * 2, **metrics):
     """Compare one bundle of a training run and a preflight."""
     preflight = SimpleNamespace(name="a", predicate={"kind": "preflight"})
     rebuilt = {
         "metrics": {"tgs": SPEED, **metrics},
-        "devices": [{"vendor": "ACME", "model": "X1"}] * 2,
+        "devices": [{"vendor": "ACME", "model": "X1", **device} for device in devices],
         "plan": {"tokens_per_step": 32768, "cards": 2},
         "verdict": "REHEARSAL",
     }
@@ -52,3 +52,15 @@ def test_hours_to_the_target_are_steps_at_the_median_speed(monkeypatch):
 def test_runs_are_ranked_among_those_of_as_many_layers(monkeypatch):
     (row,) = rows(monkeypatch, num_layers=8)
     assert (row["workload"], row["layers"], row["group"]) == ("w", 8, "w, 8 layers")
+
+
+def test_energy_is_that_of_the_runs_own_devices(monkeypatch):
+    header = "index, uuid, utilization.gpu [%], power.draw [W]"
+    csv = "\n".join(
+        [header, *(f"{n}, GPU-{n}, 99 %, {watts} W" for n, watts in enumerate((600, 200)) for _ in range(60))]
+    )
+    monkeypatch.setattr(compare, "telemetry", lambda files: {"environment/telemetry-node0.csv": [csv.encode()]})
+    assert rows(monkeypatch)[0]["joules_per_token"] == pytest.approx(400 / 4000)
+    (row,) = rows(monkeypatch, devices=[{"uuid": "GPU-0"}])
+    assert row["joules_per_token"] == pytest.approx(600 / 4000)
+    assert rows(monkeypatch, tgs=None)[0]["joules_per_token"] is None

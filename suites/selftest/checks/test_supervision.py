@@ -4,7 +4,7 @@ import pytest
 
 from conformance import evidence
 from conformance.checks.finding import Result, Verdict
-from conformance.checks.supervision import MIN_SAMPLES, even, faults, pace
+from conformance.checks.supervision import MIN_SECONDS, even, faults, pace
 from conformance.evidence import RunDirectory
 from conformance.judgement import judge
 
@@ -56,7 +56,7 @@ HEADER = "timestamp, index, uuid, utilization.gpu [%], power.draw [W], clocks.cu
 
 def telemetry(*clocks, samples=100, percent=99):
     rows = [
-        f"2026/01/01 00:00:{second % 60:02}.000, {index}, GPU-{index}, {percent} %, 650.1 W, {clock} MHz"
+        f"2026/01/01 00:{second // 60:02}:{second % 60:02}.000, {index}, GPU-{index}, {percent} %, 650.1 W, {clock} MHz"
         for second in range(samples)
         for index, clock in enumerate(clocks)
     ]
@@ -88,7 +88,7 @@ def test_a_slow_device_is_named_with_its_node():
         b"",
         b"timestamp, index, utilization.cpu [%], clocks.cpu [MHz]\nx, 0, 99.0, 2000",
         telemetry(1755),
-        telemetry(1755, 300, samples=MIN_SAMPLES - 1),
+        telemetry(1755, 300, samples=MIN_SECONDS - 1),
         telemetry(1755, 300, percent=10),
         telemetry("[N/A]", "[N/A]"),
     ],
@@ -98,7 +98,57 @@ def test_what_does_not_tell_is_skipped(csv):
 
 
 def test_a_minute_of_samples_is_enough():
-    assert even({"environment/telemetry-node0.csv": [telemetry(1755, 300, samples=MIN_SAMPLES)]}).result is Result.FAIL
+    assert even({"environment/telemetry-node0.csv": [telemetry(1755, 300, samples=MIN_SECONDS)]}).result is Result.FAIL
+
+
+def test_a_device_that_slowed_down_for_most_of_a_run_of_days_is_seen():
+    """Telemetry keeps a row a second of the first hours, and one a minute from then on."""
+    hours = range(6 * 3600)
+    days = range(6 * 3600 + 59, 23 * 3600, 60)
+    rows = [
+        f"2026/01/01 {s // 3600:02}:{s // 60 % 60:02}:{s % 60:02}.000, {n}, GPU-{n}, 99 %, 650.1 W, {clock} MHz"
+        for seconds, slow in ((hours, 1980), (days, 1188))
+        for s in seconds
+        for n, clock in ((0, 1980), (1, slow))
+    ]
+    finding = even({"environment/telemetry-node0.csv": ["\n".join([HEADER, *rows]).encode()]})
+    assert (finding.result, finding.value) == (Result.FAIL, 1188)
+
+
+def test_a_device_of_another_job_is_not_held_against_the_run(run):
+    csv = telemetry(1980, 1980, 1200)
+    assert even({"environment/telemetry-node0.csv": [csv]}).result is Result.FAIL
+    assert even({"environment/telemetry-node0.csv": [csv]}, {"GPU-0", "GPU-1"}).result is Result.PASS
+    (run / "environment/telemetry-node0.csv").write_bytes(csv)
+
+    def judged(*uuids):
+        for rank, uuid in enumerate(uuids):
+            record = evidence.read_json(RunDirectory(run), f"environment/rank{rank}.json")
+            record["device"] = {**record["device"], "uuid": uuid}
+            if uuid is None:
+                del record["device"]["uuid"]
+            evidence.write_json(run, f"environment/rank{rank}.json", record)
+        return next(f.result for f in judge(RunDirectory(run)).findings if f.check == "run-clocks")
+
+    assert judged("GPU-0", "GPU-1") is Result.PASS
+    assert judged("GPU-0", "GPU-2") is Result.FAIL
+    assert judged("GPU-0", None) is Result.FAIL  # whose the others are, nobody knows
+    assert judged("GPU-0", ["GPU-1"]) is Result.FAIL
+
+
+def test_telemetry_of_more_devices_than_a_node_has_is_not_counted(run):
+    """However many a hostile bundle names, they take no memory."""
+    csv = telemetry(*[1980] * 1025, samples=2)
+    finding = even({"environment/telemetry-node3.csv": [csv]})
+    assert finding.result is Result.ERROR
+    assert finding.message == (
+        "environment/telemetry-node3.csv is not counted. The telemetry names more than 1024 devices; "
+        "no node has as many."
+    )
+    (run / "environment/telemetry-node0.csv").write_bytes(csv)
+    judgement = judge(RunDirectory(run))
+    assert next(f for f in judgement.findings if f.check == "run-clocks").result is Result.ERROR
+    assert judgement.verdict is Verdict.REHEARSAL
 
 
 def test_a_fault_decides_the_verdict_of_a_run_whose_logs_are_good(run):

@@ -1,7 +1,7 @@
 """NVIDIA's telemetry: NVML's answers are made up, what reads them is the suite's own."""
 
-import itertools
 import subprocess
+from datetime import datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +9,7 @@ import pytest
 from conformance.devices import nvml
 from conformance.devices.cuda import CudaDevice
 from conformance.launch.samples import Sample, samples
-from conformance.metrics.energy import MIN_SAMPLES, busy_watts
+from conformance.metrics.energy import MIN_SECONDS, busy_watts
 
 
 def refuse(*arguments):
@@ -36,13 +36,16 @@ def driver(monkeypatch):
 
 
 def printed(capsys, monkeypatch, seconds):
-    """What is printed until a sleep too many."""
-    sleeps = itertools.count(1)
+    """What is printed until a sleep too many, each a second long."""
+    sleeps = []
 
     def sleep(interval):
-        if next(sleeps) >= seconds:
+        sleeps.append(timedelta(seconds=interval))
+        if len(sleeps) >= seconds:
             raise KeyboardInterrupt
 
+    start = datetime(2026, 1, 1, 23, 59, 30)
+    monkeypatch.setattr(nvml, "datetime", SimpleNamespace(now=lambda: start + sum(sleeps, timedelta())))
     monkeypatch.setattr(nvml.time, "sleep", sleep)
     with pytest.raises(KeyboardInterrupt):
         nvml.main()
@@ -50,11 +53,12 @@ def printed(capsys, monkeypatch, seconds):
 
 
 def test_each_device_has_a_row_a_second_that_the_suite_reads(driver, capsys, monkeypatch):
-    lines = printed(capsys, monkeypatch, MIN_SAMPLES)
-    assert len(lines) == 1 + 2 * MIN_SAMPLES
+    lines = printed(capsys, monkeypatch, MIN_SECONDS)
+    assert len(lines) == 1 + 2 * MIN_SECONDS
     assert lines[1].endswith(", 0, GPU-0, 99 %, 5120 MiB, 650.12 W, 61, 1695 MHz, 3201 MHz, 0x0000000000000004")
-    assert list(samples(lines))[:2] == [Sample("0", 99.0, 1695, "GPU-0"), Sample("1", 98.0, 1695, "GPU-1")]
-    assert busy_watts(lines) == {"0": pytest.approx(650.12), "1": pytest.approx(650.12)}
+    told = [Sample(str(n), 99.0 - n, 1695, f"GPU-{n}", 650.12, 86_400 - 30) for n in (0, 1)]
+    assert list(samples(lines))[:2] == told
+    assert busy_watts(["\n".join(lines).encode()]) == {"0": pytest.approx(650.12), "1": pytest.approx(650.12)}
 
 
 def test_a_question_that_the_driver_does_not_know_costs_that_cell_alone(driver, capsys, monkeypatch):

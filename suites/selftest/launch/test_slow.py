@@ -121,6 +121,35 @@ def test_devices_that_run_alike(detector, devices):
     assert notices(detector) == []
 
 
+def told(detector, *uuids):
+    for rank, uuid in enumerate(uuids):
+        record = json.dumps({"device": {"uuid": uuid}}).encode()
+        detector.feed(f"environment/rank{rank}.json", record, now=1.0)
+
+
+@pytest.mark.parametrize(("foreign", "seen"), [((99, 1200), "clock"), ((60, 1755), "busy")])
+def test_a_device_of_another_job_is_not_the_runs(detector, foreign, seen):
+    told(detector, "GPU-00", "GPU-01", "GPU-10")
+    telemetry(detector, 0, (99, 1755), (99, 1755), foreign)
+    telemetry(detector, 1, (99, 1755), (99, 1755), foreign)
+    # Of node 1 a rank has not told its device: there the third could be the run's.
+    (notice,) = notices(detector)
+    assert notice.node == 1
+    assert seen in notice.message
+
+
+def test_devices_that_the_tool_names_otherwise_than_the_ranks_are_all_watched(detector):
+    told(detector, "PCI-0", "PCI-1", "PCI-2", "PCI-3")
+    telemetry(detector, 0, (99, 1755), (99, 1200))
+    (notice,) = notices(detector)
+    assert "Device 1 on host0" in notice.message
+
+
+def test_a_row_that_does_not_tell_load_and_clock_is_no_sample(detector):
+    telemetry(detector, 0, (99, 1755), ("[N/A]", 1200), (99, "[N/A]"))
+    assert notices(detector) == []
+
+
 def test_a_moment_is_not_enough(detector):
     telemetry(detector, 0, (99, 1755), (99, 300), rows=WINDOW // 2 - 1)
     assert notices(detector) == []

@@ -95,7 +95,7 @@ def test_a_device_without_a_tool_leaves_word_of_it_that_no_check_takes_for_sampl
     lines = (tmp_path / "environment/telemetry-node3.csv").read_text().splitlines()
     assert lines == ["no telemetry: the device plugin vendor names no tool that prints it"]
     assert even({"environment/telemetry-node3.csv": [lines[0].encode()]}).result is Result.SKIP
-    assert busy_watts(lines) == {}
+    assert busy_watts([lines[0].encode()]) == {}
 
 
 def test_a_sampler_whose_suite_is_gone_ends_by_itself(tool):
