@@ -60,6 +60,8 @@ def _settled_by(loss: Loss, target: float, low: float, high: float) -> str:
     half = (high - low) / 2
     if gap == 0 or not math.isfinite(half) or (high < target and gap > half):
         return f"{whose} is not below it, and no number of further steps can be given"
+    if gap > half:  # the last step is one lucky value
+        return f"{whose} is above and the last step is not: 1 further steps would settle it"
     steps = max(1, math.ceil(loss.window * ((half / gap) ** 2 - 1)))
     return f"{whose} is within its noise of the target: {steps} further steps would settle it"
 

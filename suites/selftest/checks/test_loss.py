@@ -52,6 +52,11 @@ def further(finding):
 
 def test_a_lucky_last_step_does_not_pass():
     assert further(judge(noisy(1.8, last=1.70))) > 0
+    flat = 1.8 + 0.01 * (-1.0) ** np.arange(1000)
+    flat[-1] = 1.715
+    finding = judge(flat)
+    assert further(finding) == 1
+    assert "the window is above and the last step is not" in finding.message
 
 
 def test_an_unlucky_last_step_does_not_fail():

@@ -3,7 +3,7 @@
 import pytest
 
 from conformance.checks.finding import Result
-from conformance.checks.run import attempts, config, source
+from conformance.checks.run import attempts, config, ranks, source
 from conformance.internevo.config import render_config
 from conformance.plan import Topology, make_plan
 from conformance.spec import load_workload
@@ -69,4 +69,20 @@ def entries(*runs, resumes=None):
 def test_earlier_attempts_are_those_of_the_journal(digests, journal, result, told):
     finding = attempts(digests, journal)
     assert finding.result is result
+    assert told in finding.message
+
+
+@pytest.mark.parametrize(
+    ("records", "logs", "told"),
+    [
+        ((0, 1), (0,), "missing ranks: [1]; ranks that the plan does not have, or twice: none"),
+        ((0, 1, 2), (0, 1), "missing ranks: none; ranks that the plan does not have, or twice: [2]"),
+        ((0, 1), (0, 1, 1), "missing ranks: none; ranks that the plan does not have, or twice: [-1]"),
+        ((0, 1), (0, 1), ""),
+    ],
+)
+def test_missing_ranks_and_strange_ones_are_told(records, logs, told):
+    names = tuple(f"logs/node{number}/rank{rank}.log" for number, rank in enumerate(logs))
+    finding = ranks(make_plan(load_workload("tiny-perf"), Topology(1, 2)), {rank: {} for rank in records}, names)
+    assert finding.result is (Result.FAIL if told else Result.PASS)
     assert told in finding.message

@@ -1,5 +1,7 @@
 """A floor is reached, missed, or too close to tell; and a vendor's own floor certifies nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -116,3 +118,12 @@ def test_how_much_of_the_ceiling_was_needed_and_how_much_room_is_left_is_told():
     assert "needed 441 TFLOPS/device, 63.0% of 700, the GEMM ceiling of a preflight" in found.message
     assert (found.limit, found.margin) == (pytest.approx(735.0), pytest.approx(0.4))
     assert utilisation(989.0, 989.0, {}).margin == 0
+
+
+def test_runs_together_have_the_t_interval_of_their_mean():
+    """4.302653 is exceeded in 2.5 of 100 cases with 2 degrees of freedom, by a printed table."""
+    flops = Tflops(None, 1, 1, 1)
+    runs = {place: (replace(SPEED, median=median), flops) for place, median in enumerate((100, 104, 108))}
+    found = pool(runs, {"tgs": None, "tflops": None}, "w", None)
+    half = 4.302653 * 4 / np.sqrt(3)
+    assert (found.mean, *found.ci95) == pytest.approx((104, 104 - half, 104 + half), rel=1e-6)
