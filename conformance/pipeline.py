@@ -28,7 +28,7 @@ from conformance.internevo.worker import SETTINGS, Settings
 from conformance.judgement import Judgement, newest_ceiling, plan_of, rank_records
 from conformance.launch import telemetry, torchrun
 from conformance.launch.advice import memory_advice
-from conformance.launch.claim import claimed
+from conformance.launch.claim import LOCK, claimed
 from conformance.launch.detect import Detector, Fault, Limits, limits_for
 from conformance.launch.disk import FULL
 from conformance.launch.follow import TOKEN, follow
@@ -229,7 +229,8 @@ def _claimed_checkpoints(run: Path) -> contextlib.AbstractContextManager[None]:
     folder = (run / "work" / CHECKPOINT_FOLDER).resolve()
     refused = LaunchError(
         f"The checkpoints in {folder} are those of a run that still goes on.",
-        "Let it end, or end it, and go on from what it leaves.",
+        "Let it end, or end it, and go on from what it leaves. Where it is gone with its machine, and a network file "
+        f"system still keeps its lock, remove {folder / LOCK}.",
     )
     return claimed(folder, refused)
 
