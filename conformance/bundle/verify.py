@@ -33,6 +33,8 @@ from conformance.report.statement import Statement
 RELATIVE_TOLERANCE = 1e-9
 
 MAX_PUBLIC_KEY_BYTES = 4096
+# Of a thousand devices a report has half a MiB, else some 25 KiB. Read, all of a bundle take some 25 times as much.
+MAX_ENVELOPES_BYTES = 64 << 20
 # What reading a file that only the suite writes ends in, where somebody edited it; no reader can list its faults.
 SPOILED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 # What makes a report's content again, for every version of it.
@@ -274,6 +276,11 @@ def _envelopes(index: BundleIndex) -> dict[str, bytes]:
     """The bundle's signed envelopes by name, the one that vouches for all the others first."""
     names = [submission.STATEMENT] if submission.STATEMENT in index.members else []
     names += [prefix + evidence.REPORT for prefix in _prefixes(index)]
+    size = sum(index.members[name].size for name in names if name in index.members)
+    if size > MAX_ENVELOPES_BYTES:
+        raise SignatureError(
+            f"The {len(names)} signed files have {size:,} bytes; at most {MAX_ENVELOPES_BYTES:,} are read."
+        )
     return {name: archive.read_member(index, name, dsse.MAX_ENVELOPE_BYTES) for name in names}
 
 

@@ -15,6 +15,7 @@ from lab import ACCURACY, STATED, VENDOR, Lab, accept_accuracy, edit, end_journa
 
 from conformance import evidence
 from conformance.bundle import submission
+from conformance.bundle import verify as verifying
 from conformance.bundle.challenged import _moment
 from conformance.bundle.verify import verify
 from conformance.checks.finding import Verdict
@@ -232,4 +233,19 @@ def test_more_earlier_attempts_than_any_run_has_are_not_read(made):
     assert verification.verdict is Verdict.NOT_CONFORMANT
     told = next(answer.message for answer in verification.answers if answer.id == "recomputed")
     assert "holds 101 earlier attempts; at most 100 are read." in told
+    shown(verification)
+
+
+def test_more_reports_than_fit_in_memory_are_not_read(submitted, monkeypatch):
+    lab, members = submitted
+    size = sum(len(data) for name, data in members.items() if name.endswith((evidence.REPORT, "submission.dsse.json")))
+    monkeypatch.setattr(verifying, "MAX_ENVELOPES_BYTES", size)
+    assert verify(lab.written(members), lab.bench()).verdict is Verdict.REHEARSAL
+    monkeypatch.setattr(verifying, "MAX_ENVELOPES_BYTES", size - 1)
+    monkeypatch.setattr(verifying.archive, "read_member", lambda *_: pytest.fail("read before it was refused"))
+    verification = verify(lab.written(members), lab.bench())
+    assert verification.verdict is Verdict.NOT_CONFORMANT
+    (refusal,) = [answer for answer in verification.answers if answer.answer == "no"]
+    assert refusal.id == "signature"
+    assert refusal.message == f"The 3 signed files have {size:,} bytes; at most {size - 1:,} are read."
     shown(verification)
