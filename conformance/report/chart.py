@@ -15,6 +15,8 @@ MAX_LABELS, MAX_BAR_LABELS = 6, 16
 # More than two points in a column of the picture cannot be told apart.
 COLUMNS = 500
 TICKS = 5
+# What is beyond this leaves no room for the sums that place it.
+MAX_VALUE = 1e300
 
 Point = tuple[float, float]
 
@@ -54,23 +56,25 @@ def line_chart(
     """Draw lines over a common x.
 
     Args:
-        lines: (kind, points) of each line, x ascending; points that are not finite leave a gap.
-        levels: Horizontal lines by kind.
+        lines: (kind, points) of each line, x ascending; points that are not finite, or beyond MAX_VALUE, leave a gap.
+        levels: Horizontal lines by kind; left out likewise.
         window: First and last x of the part to shade.
-        area: (x, low, high) of a band to fill.
-        from_zero: Whether y begins at zero.
+        area: (x, low, high) of a band to fill; likewise.
+        from_zero: Whether zero is in the picture.
         x_labels: Labels of the x axis; None for round whole numbers.
 
     Returns:
         The chart; None when no line has two finite points at different x.
     """
-    levels = levels or {}
-    finite = [(x, y) for _, points in lines for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    levels = {kind: level for kind, level in (levels or {}).items() if _drawable(level)}
+    area = [edge for edge in area if all(map(_drawable, edge))]
+    finite = [(x, y) for _, points in lines for x, y in points if _drawable(x) and _drawable(y)]
     if not finite or min(x for x, _ in finite) == max(x for x, _ in finite):
         return None
     left, right = min(x for x, _ in finite), max(x for x, _ in finite)
     heights = [y for _, y in finite] + list(levels.values()) + [y for _, low, high in area for y in (low, high)]
-    y_values = nice(0.0 if from_zero else min(heights), max(heights))
+    heights += [0.0] * from_zero
+    y_values = nice(min(heights), max(heights))
     bottom, top = y_values[0], y_values[-1]
 
     def place(x: float, y: float) -> str:
@@ -106,15 +110,15 @@ def bar_chart(
     """Draw bars side by side, from zero.
 
     Args:
-        bars: (kind, values) of each kind of bar; None and what is not finite leaves its place empty.
+        bars: (kind, values) of each kind of bar; None, what is not finite or beyond MAX_VALUE leaves its place empty.
         labels: One for each place.
         levels: Horizontal lines by kind.
 
     Returns:
         The chart; None when there is nothing above zero to draw.
     """
-    levels = levels or {}
-    values = [value for _, row in bars for value in row if value is not None and math.isfinite(value)]
+    levels = {kind: level for kind, level in (levels or {}).items() if _drawable(level)}
+    values = [value for _, row in bars for value in row if value is not None and _drawable(value)]
     if not values or max(values) <= 0:
         return None
     y_values = nice(0.0, max([*values, *levels.values()]))
@@ -125,7 +129,7 @@ def bar_chart(
     drawn = []
     for number_of_kind, (kind, row) in enumerate(bars):
         for position, value in enumerate(row):
-            if value is not None and math.isfinite(value) and value > 0:
+            if value is not None and _drawable(value) and value > 0:
                 x = (position + 0.5) * place + (number_of_kind - len(bars) / 2) * width
                 height = value / top * HEIGHT
                 drawn.append((kind, round(x, 1), round(HEIGHT - height, 1), round(width, 1), round(height, 1)))
@@ -165,6 +169,10 @@ def nice(low: float, high: float) -> list[float]:
     return [float(f"{count * step:.10g}") for count in range(first, last + 1)]
 
 
+def _drawable(value: float) -> bool:
+    return abs(value) <= MAX_VALUE
+
+
 def _whole(values: Sequence[float]) -> dict[float, str]:
     return {value: f"{value:,.0f}" for value in values if value == int(value)}
 
@@ -190,10 +198,10 @@ def _window(window: tuple[float, float], left: float, right: float) -> tuple[flo
 
 
 def _segments(points: Sequence[Point]) -> list[list[Point]]:
-    """The runs of finite points between those that are not."""
+    """The runs of points that can be drawn between those that cannot."""
     segments: list[list[Point]] = [[]]
     for x, y in points:
-        if math.isfinite(x) and math.isfinite(y):
+        if _drawable(x) and _drawable(y):
             segments[-1].append((x, y))
         elif segments[-1]:
             segments.append([])
@@ -208,8 +216,8 @@ def _thinned(points: Sequence[Point]) -> list[Point]:
     size = -(-len(points) // COLUMNS)
     for start in range(0, len(points), size):
         column = points[start : start + size]
-        finite = [point for point in column if math.isfinite(point[1])]
+        finite = [point for point in column if _drawable(point[1])]
         chosen = {min(finite, key=lambda p: p[1]), max(finite, key=lambda p: p[1])} if finite else set()
-        gap = [point for point in column if not math.isfinite(point[1])][:1]
+        gap = [point for point in column if not _drawable(point[1])][:1]
         kept += sorted([*chosen, *gap], key=lambda p: p[0])
     return kept

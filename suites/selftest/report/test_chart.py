@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conformance.report.chart import HEIGHT, WIDTH, bar_chart, line_chart, nice
+from conformance.report.chart import HEIGHT, MAX_VALUE, WIDTH, bar_chart, line_chart, nice
 
 numbers = st.floats(-1e12, 1e12, allow_nan=False)
 
@@ -32,6 +32,34 @@ def test_any_values_give_a_chart_with_finite_places_inside_it_or_none(values):
     for across, down in re.findall(r"[ML](-?[\d.]+) (-?[\d.]+)", dict(drawn.paths)["measured"]):
         assert -0.1 <= float(across) <= WIDTH + 0.1
         assert -0.1 <= float(down) <= HEIGHT + 0.1
+
+
+@given(
+    st.lists(st.floats(), max_size=10),
+    st.floats(),
+    st.tuples(st.floats(), st.floats()),
+    st.booleans(),
+)
+def test_figures_as_large_as_a_log_may_hold_them_are_drawn_or_left_out(values, level, band, from_zero):
+    area = [(0, *band), (1, *band)]
+    drawn = line_chart([("m", list(enumerate(values)))], levels={"limit": level}, area=area, from_zero=from_zero)
+    bars = bar_chart([("m", values)], [str(n) for n in range(len(values))], {"limit": level})
+    assert (drawn is None) == (sum(abs(value) <= MAX_VALUE for value in values) < 2)
+    assert (bars is None) == (not any(0 < value <= MAX_VALUE for value in values))
+    paths = [path for chart in (drawn, bars) if chart is not None for _, path in chart.paths]
+    assert not re.search("nan|inf", " ".join(paths))
+
+
+def test_losses_at_the_end_of_what_a_float_holds():
+    drawn = line_chart([("m", [(0, 1.7e308), (1, -1.7e308), (2, 1.0), (3, 2.0)])], levels={"limit": math.inf})
+    assert drawn.paths == (("m", "M0.0 300.0L1000.0 0.0h0"),)
+    assert line_chart([("m", [(0, 1.7e308), (1, -1.7e308)])]) is None
+
+
+def test_zero_is_in_the_picture_also_where_all_is_below_it():
+    drawn = line_chart([("m", [(0, -5.0), (1, -4.0)])], from_zero=True)
+    assert [label for _, label in drawn.y_ticks] == ["-5", "-4", "-3", "-2", "-1", "0"]
+    assert drawn.paths == (("m", "M0.0 300.0L1000.0 240.0h0"),)
 
 
 def test_a_gap_is_a_gap():
