@@ -130,18 +130,26 @@ def append(path: Path, event: str, run: str, **details: Any) -> str:
             now = datetime.now(timezone.utc).isoformat(timespec="seconds")
             entry = {"event": event, "run": run, "time": now, "previous": journal.head, **details}
             line = json.dumps(entry, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-            _append(stream.fileno(), line + b"\n")
+            append_whole(stream.fileno(), line + b"\n")
     except OSError as error:
         raise EvidenceError(f"The journal {path} cannot be written: {error.strerror}.") from error
     return hashlib.sha256(line).hexdigest()
 
 
-def _append(file: int, line: bytes) -> None:
-    """Append a line and see it on the disk; where that fails, nothing of it stays to break the chain."""
+def append_whole(file: int, data: bytes) -> None:
+    """Append lines and see them on the disk; where that fails, nothing of them stays to spoil what is there.
+
+    Args:
+        file: Descriptor of a file that is locked and at its end.
+        data: The lines.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     size = os.fstat(file).st_size
     try:
-        while line:
-            line = line[os.write(file, line) :]
+        while data:
+            data = data[os.write(file, data) :]
         os.fsync(file)
     except OSError:
         os.ftruncate(file, size)

@@ -14,7 +14,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from conformance import strictjson
+from conformance import journal, strictjson
 from conformance.errors import ChallengeError, EvidenceError
 from conformance.report import dsse, schemas
 from conformance.strictjson import quoted
@@ -285,6 +285,7 @@ def spend(path: Path, nonces: Sequence[str], series: Sequence[str], report_id: s
         with path.open("r+b") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)  # released when it is closed
             data = stream.read()
+            stream.seek(0, os.SEEK_END)
             known = _parse_spent(data, path).nonces
             for nonce in nonces:
                 if known.get(nonce, report_id) != report_id:
@@ -294,8 +295,6 @@ def spend(path: Path, nonces: Sequence[str], series: Sequence[str], report_id: s
                     )
             lines = [{"nonce": n, "report_id": report_id, "series": sorted(series)} for n in nonces if n not in known]
             whole = b"" if data.endswith(b"\n") or not data else b"\n"
-            stream.write(whole + b"".join(strictjson.dumps(line) + b"\n" for line in lines))
-            stream.flush()
-            os.fsync(stream.fileno())
+            journal.append_whole(stream.fileno(), whole + b"".join(strictjson.dumps(line) + b"\n" for line in lines))
     except OSError as error:
         raise EvidenceError(f"The list of spent challenges {path} cannot be written: {error.strerror}.") from error

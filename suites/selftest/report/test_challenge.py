@@ -1,6 +1,7 @@
 """Challenges: what a lab signs before a run."""
 
 import json
+import resource
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
@@ -132,6 +133,22 @@ def test_many_who_spend_at_once_wait_for_each_other(tmp_path):
     started = [subprocess.Popen([sys.executable, "-c", program, str(path), str(who)]) for who in range(4)]
     assert sorted(process.wait(timeout=300) for process in started) == [0, 3, 3, 3]
     assert len(challenge.read_spent(path).nonces) == 4 * 50 + 1
+
+
+def test_a_disk_that_fills_up_while_a_challenge_is_spent_spoils_no_list(tmp_path):
+    path = tmp_path / "spent.jsonl"
+    path.touch()
+    challenge.spend(path, ["a" * 64], ["s" * 64], "1" * 64)
+    before, old = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, old[1]))  # Python ignores SIGXFSZ
+    try:
+        with pytest.raises(EvidenceError, match="cannot be written: File too large"):
+            challenge.spend(path, ["b" * 64], ["t" * 64], "2" * 64)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert path.read_bytes() == before
+    challenge.spend(path, ["b" * 64], ["t" * 64], "2" * 64)
+    assert set(challenge.read_spent(path).nonces) == {"a" * 64, "b" * 64}
 
 
 def test_an_absent_list_is_not_begun_by_spending(tmp_path):
