@@ -45,6 +45,8 @@ class Attempt:
         evidence: Digest of what it left; None where nothing says.
         earlier: The attempt whose checkpoint it went on from: of the same workload and plan, and in the journal.
         fresh: Whether it counts as an attempt of its own: it began anew, or went on from what another had gone on from.
+        started: When it was; None where nothing says.
+        ended: The same of its end.
     """
 
     run: str
@@ -54,6 +56,8 @@ class Attempt:
     evidence: object
     earlier: Attempt | None
     fresh: bool
+    started: object = None
+    ended: object = None
 
     def chain(self) -> tuple[Attempt, ...]:
         """The attempts that it goes on from.
@@ -101,7 +105,17 @@ def attempts(entries: Sequence[Mapping[str, Any]]) -> tuple[Attempt, ...]:
         fresh = earlier is None or left.get(id(earlier), False)
         if earlier is not None:
             left[id(earlier)] = True
-        latest[name] = Attempt(name, workload, plan, end.get("outcome"), end.get("evidence"), earlier, fresh)
+        latest[name] = Attempt(
+            name,
+            workload,
+            plan,
+            end.get("outcome"),
+            end.get("evidence"),
+            earlier,
+            fresh,
+            entry.get("time"),
+            end.get("time"),
+        )
         found.append(latest[name])
     return tuple(found)
 

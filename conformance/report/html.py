@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
+from conformance import journal
 from conformance.checks.finding import Result, Verdict
 from conformance.evidence import device_name
 from conformance.report import pictures
@@ -237,7 +238,7 @@ def _run_view(
         "kernels": list(kernels.items()),
         "environment": environment,
         "command": shlex.join(environment.get("command", [])),
-        "attempts": _attempts(attempts),
+        "attempts": journal.attempts(attempts),
         **judged,
     }
 
@@ -270,19 +271,6 @@ def _judged(prefix: str, findings: Sequence[Json], metrics: Json, steps: Steps) 
         "pictures": pictures.of_preflight(metrics),
         "columns": pictures.DEVICE_COLUMNS,
     }
-
-
-def _attempts(entries: Sequence[Json]) -> list[dict[str, Any]]:
-    """The journal by run: a run without an end was aborted."""
-    attempts: dict[str, dict[str, Any]] = {}
-    for entry in entries:
-        fresh = {"run": entry.get("run", "?"), "workload": "", "started": "", "ended": "", "outcome": ""}
-        attempt = attempts.setdefault(str(entry.get("run", "?")), fresh)
-        if entry.get("event") == "started":
-            attempt |= {"workload": entry.get("workload", ""), "started": entry.get("time", "")}
-        elif entry.get("event") == "ended":
-            attempt |= {"ended": entry.get("time", ""), "outcome": entry.get("outcome", "")}
-    return list(attempts.values())
 
 
 @cache

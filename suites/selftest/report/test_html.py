@@ -205,3 +205,18 @@ def test_the_labs_page_says_by_what_it_judged_and_on_what_system():
     ):
         assert told in page
     assert "Example Lab" in pages["comparison"]()
+
+
+def test_each_start_is_an_attempt_with_its_own_end():
+    """A name that was given twice: the first ended, the second was killed."""
+    predicate, steps = pages["predicate_of"](pages["TINY"])
+    entries = [
+        {"event": "started", "run": "a", "workload": "w", "time": "at 1"},
+        {"event": "ended", "run": "a", "outcome": "ended", "time": "at 2"},
+        {"event": "started", "run": "a", "time": "at 3"},
+        {"event": "ended", "run": "b", "outcome": "ended", "time": "at 4"},
+    ]
+    page = html.render(predicate, "", steps, entries)
+    assert "<tr><td>a</td><td>w</td><td>at 1</td><td>at 2</td><td>ended</td></tr>" in page
+    assert "<tr><td>a</td><td></td><td>at 3</td><td></td><td><span" in page
+    assert "at 4" not in page
