@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from datetime import datetime, timezone
 
 from conformance.bundle.facts import BundleFacts, Reply, RunFacts, at
 from conformance.bundle.policy import LAB, Bench, Policy
+from conformance.checks.data import moment
 from conformance.errors import ConformanceError
 from conformance.report import challenge as challenges
 from conformance.report import dsse
@@ -80,7 +80,7 @@ def _challenge_fault(run: RunFacts, envelope: bytes, vendor: str, bench: Bench) 
     if run.seed != wanted:
         return f"The run's seed is {run.seed}; the challenge's is {wanted}."
     environment = run.predicate["environment"]
-    started, ended = _moment(environment.get("started")), _moment(environment.get("ended"))
+    started, ended = moment(environment.get("started")), moment(environment.get("ended"))
     if started is None or ended is None:
         return "The run does not tell when it started and ended."
     if started < challenge.issued or ended > challenge.expires:
@@ -99,11 +99,3 @@ def _issuer_fault(challenge: challenges.Challenge, envelope: bytes, vendor: str,
     if challenge.vendor != vendor:
         return f"The challenge was issued to {quoted(challenge.vendor)}; the bundle is of {quoted(vendor)}."
     return ""
-
-
-def _moment(text: object) -> datetime | None:
-    try:
-        moment = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
-        return None if moment.tzinfo is None else moment.astimezone(timezone.utc)
-    except (ValueError, OverflowError):  # the first and the last day of the calendar exist in one time zone only
-        return None

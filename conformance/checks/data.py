@@ -165,7 +165,7 @@ def in_time(spans: Sequence[tuple[Mapping[str, Any], Mapping[str, Any], npt.NDAr
             continue
         zone = timezone(timedelta(seconds=offset))
         first, last = (moment.item().replace(tzinfo=zone) for moment in (known.min(), known.max()))
-        begun, ended = _moment(record.get("started")), _moment(record.get("ended"))
+        begun, ended = moment(record.get("started")), moment(record.get("ended"))
         if begun is None or first < begun - CLOCK_TOLERANCE:
             faults.append(f"attempt {number + 1} began at {begun}, its first step is of {first}")
         if ended is not None and last > ended + CLOCK_TOLERANCE:
@@ -184,9 +184,17 @@ def in_time(spans: Sequence[tuple[Mapping[str, Any], Mapping[str, Any], npt.NDAr
     )
 
 
-def _moment(text: object) -> datetime | None:
+def moment(text: object) -> datetime | None:
+    """Read a time of a run's records.
+
+    Args:
+        text: ISO 8601 with its zone; Python 3.10 reads no Z by itself.
+
+    Returns:
+        The time in UTC; None where it is none, or has no zone.
+    """
     try:
-        moment = datetime.fromisoformat(str(text))
-    except ValueError:
+        found = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+        return None if found.tzinfo is None else found.astimezone(timezone.utc)
+    except (ValueError, OverflowError):  # the first and the last day of the calendar exist in one time zone only
         return None
-    return moment if moment.tzinfo else None

@@ -5,7 +5,6 @@ import io
 import json
 import shutil
 from contextlib import redirect_stdout
-from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from lab import ACCURACY, STATED, VENDOR, Lab, accept_accuracy, edit, end_journa
 from conformance import evidence
 from conformance.bundle import submission
 from conformance.bundle import verify as verifying
-from conformance.bundle.challenged import _moment
 from conformance.bundle.verify import verify
 from conformance.checks.finding import Verdict
 from conformance.commands.verify import print_verification
@@ -176,12 +174,6 @@ def test_evidence_that_no_page_could_show_is_refused_before_there_is_one(made, n
     told = next(answer.message for answer in verification.answers if answer.id == "recomputed")
     assert "differs at the whole (" in told
     shown(verification)
-
-
-@pytest.mark.parametrize("text", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "2026-01-01", "now", None])
-def test_a_moment_that_has_no_utc_is_none(text):
-    assert _moment(text) is None
-    assert _moment("2026-11-24T01:00:00+01:00") == datetime(2026, 11, 24, tzinfo=timezone.utc)
 
 
 def test_a_run_of_the_first_day_of_the_calendar_is_refused(tmp_path):

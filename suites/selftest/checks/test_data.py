@@ -1,12 +1,12 @@
 """Which data was it? Each way to train on other data than were fingerprinted turns a check red."""
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 
 import numpy as np
 import pytest
 
-from conformance.checks.data import in_time, loaded, pinned, recorded
+from conformance.checks.data import in_time, loaded, moment, pinned, recorded
 from conformance.checks.finding import Result
 from conformance.data import Fingerprint, Shard
 from conformance.internevo.log import LogHead
@@ -121,3 +121,17 @@ def test_a_copied_log_is_not(record, rank, first):
     finding = in_time([(RECORD, RANK, times(BEGIN)), (record, rank, times(first))])
     assert finding.result is Result.FAIL
     assert "attempt 2" in finding.message
+
+
+@pytest.mark.parametrize(
+    "text", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "2026-01-01", "2026-01-01T00:00:00", "now", None]
+)
+def test_a_moment_that_has_no_utc_is_none(text):
+    assert moment(text) is None
+    assert in_time([({"started": text}, RANK, times(BEGIN))]).result is Result.FAIL
+
+
+@pytest.mark.parametrize("text", ["2026-11-24T01:00:00+01:00", "2026-11-24T00:00:00Z", "2026-11-24T00:00:00+00:00"])
+def test_a_moment_is_in_utc_on_every_python(text):
+    assert moment(text) == datetime(2026, 11, 24, tzinfo=timezone.utc)
+    assert moment(text).utcoffset() == timedelta(0)
