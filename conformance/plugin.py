@@ -248,7 +248,9 @@ def pytest_xdist_node_collection_finished(ids: Sequence[str]) -> None:
         pytest.UsageError: Tests of a workload are among them.
     """
     for workload in all_workloads():
-        if any(f"[{workload.name}-" in each for each in ids):
+        # Other tests may have a workload's name among their parameters.
+        its_own = {f"[{workload.name}-{check}]" for check in checks(workload.kind)}
+        if any(each[each.rfind("[") :] in its_own for each in ids):
             raise pytest.UsageError(
                 f"Each worker of pytest-xdist would run {workload.name} on the same devices. Leave out -n, which only "
                 "suites/preflight takes."

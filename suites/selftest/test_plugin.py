@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from conformance import journal
+from conformance import plugin
 from conformance.devices import detect_device
 from conformance.errors import ConformanceError
 from conformance.evidence import JOURNAL, PLAN, REQUEST, RunDirectory, read_json, request_from_json, write_json
@@ -238,6 +239,14 @@ def test_workers_of_xdist_make_no_runs_of_their_own(args, stubbed, tmp_path):
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
     assert "would run tiny-" in error
     assert "Leave out -n, which only suites/preflight takes." in error
+
+
+def test_workers_of_xdist_may_make_tests_that_only_name_a_workload():
+    plugin.pytest_xdist_node_collection_finished(["suites/selftest/test_plan.py::test_rules[tiny-perf-1]", "test_all"])
+    with pytest.raises(pytest.UsageError, match="would run tiny-perf on the same devices"):
+        plugin.pytest_xdist_node_collection_finished(
+            ["suites/perf/test_perf.py::test_performance[tiny-perf-run-ended]"]
+        )
     assert "Traceback" not in result.stdout + result.stderr
     assert not (tmp_path / "started").exists()
 
