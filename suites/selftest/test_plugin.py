@@ -13,8 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from conformance import journal
-from conformance import plugin
+from conformance import journal, plugin
 from conformance.devices import detect_device
 from conformance.errors import ConformanceError
 from conformance.evidence import JOURNAL, PLAN, REQUEST, RunDirectory, read_json, request_from_json, write_json
@@ -239,6 +238,8 @@ def test_workers_of_xdist_make_no_runs_of_their_own(args, stubbed, tmp_path):
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
     assert "would run tiny-" in error
     assert "Leave out -n, which only suites/preflight takes." in error
+    assert "Traceback" not in result.stdout + result.stderr
+    assert not (tmp_path / "started").exists()
 
 
 def test_workers_of_xdist_may_make_tests_that_only_name_a_workload():
@@ -247,8 +248,6 @@ def test_workers_of_xdist_may_make_tests_that_only_name_a_workload():
         plugin.pytest_xdist_node_collection_finished(
             ["suites/perf/test_perf.py::test_performance[tiny-perf-run-ended]"]
         )
-    assert "Traceback" not in result.stdout + result.stderr
-    assert not (tmp_path / "started").exists()
 
 
 def test_an_official_workload_without_accelerators_is_refused_in_one_sentence():
