@@ -199,7 +199,7 @@ def uuids_of(devices: Iterable[object]) -> frozenset[str]:
     return frozenset(known if len(known) == len(told) else ())
 
 
-def of_run(shown: Mapping[Key, str], known: Collection[str]) -> set[Key]:
+def of_run(shown: Mapping[Key, str], known: Collection[str]) -> list[Key]:
     """Choose the devices that take part in a run: a node may have others, which another job keeps busy.
 
     Args:
@@ -207,9 +207,9 @@ def of_run(shown: Mapping[Key, str], known: Collection[str]) -> set[Key]:
         known: Those of the run's devices; none where they are not all known.
 
     Returns:
-        The run's devices; all, where none is known.
+        The run's devices, in their order; all, where none is known.
     """
-    return {key for key, uuid in shown.items() if uuid in known} or set(shown)
+    return [key for key, uuid in shown.items() if uuid in known] or list(shown)
 
 
 def _leading_number(cell: str) -> float:

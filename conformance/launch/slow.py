@@ -156,15 +156,14 @@ class Pace:
 
     def _own(self) -> dict[tuple[int, str], deque[Sample]]:
         """The samples of the run's devices, of each node whose ranks have all told theirs; else of all that it has."""
-        own: dict[tuple[int, str], deque[Sample]] = {}
-        for node in {node for node, _ in self._devices}:
-            shown = {place: seen[-1].uuid for place, seen in self._devices.items() if place[0] == node}
-            known = {uuid for uuid, rank in self._ranks.items() if rank // self.devices_per_node == node}
-            own |= {
-                place: self._devices[place]
-                for place in of_run(shown, known if len(known) == self.devices_per_node else ())
-            }
-        return own
+        shown: dict[int, dict[tuple[int, str], str]] = {}
+        for place, seen in self._devices.items():
+            shown.setdefault(place[0], {})[place] = seen[-1].uuid
+        known: dict[int, set[str]] = {}
+        for uuid, rank in self._ranks.items():
+            known.setdefault(rank // self.devices_per_node, set()).add(uuid)
+        whole = {node: uuids for node, uuids in known.items() if len(uuids) == self.devices_per_node}
+        return {place: self._devices[place] for node in shown for place in of_run(shown[node], whole.get(node, ()))}
 
     def _by_clock(self) -> Iterator[Slow]:
         clocks = {

@@ -73,7 +73,7 @@ def busy_clocks(pieces: Iterable[bytes], uuids: Collection[str] = ()) -> Clocks:
     counting = _Counting(header)
     for block in chain([rest], blocks):
         counting.add(block)
-    kept = of_run(counting.uuids, uuids)
+    kept = frozenset(of_run(counting.uuids, uuids))
     found: Clocks = {}
     for pair, seconds in counting.held.items():
         device, clock = pair if isinstance(pair, tuple) else (str(pair // _BESIDE), pair % _BESIDE)

@@ -60,12 +60,8 @@ def busy_watts(pieces: Iterable[bytes], uuids: Collection[str] = ()) -> dict[str
             note(names, row.index, row.uuid)
             total, joules = sums.get(row.index, (0, 0.0))
             sums[row.index] = (total + seconds, joules + seconds * row.watts)
-    kept = of_run(names, uuids)
-    return {
-        name: joules / total if total >= MIN_SECONDS else math.nan
-        for name, (total, joules) in sums.items()
-        if name in kept
-    }
+    means = {name: joules / total if total >= MIN_SECONDS else math.nan for name, (total, joules) in sums.items()}
+    return {name: means[name] for name in of_run(names, uuids)}
 
 
 def _lines(pieces: Iterable[bytes]) -> Iterator[str]:

@@ -35,6 +35,11 @@ def test_mean_power_over_tokens_per_second():
     assert joules_per_token({"a": lines}, 6500.0) == pytest.approx(0.1)
 
 
+def test_a_minute_at_half_load_is_enough():
+    assert busy_watts([HEADER, *rows(1, busy="50 %", count=60), *rows(0, index=1)]) == {"0": 1.0, "1": 0.0}
+    assert joules_per_token({"a": [HEADER, *rows(1)]}, 0.5) == pytest.approx(2.0)
+
+
 def test_what_no_device_draws_is_no_measurement():
     assert busy_watts([HEADER, *rows(100_000), *rows(100_001, index=1)]) == {"0": 100_000.0}
 
