@@ -54,8 +54,8 @@ SINGLE_FILES = (JOURNAL, CHALLENGE)
 
 # Our own JSON files are a few KiB; a file far beyond that is not one of them.
 MAX_JSON_BYTES = 4 << 20
-# An interruption a night for more than three months. Each segment's names are found among those of all.
-MAX_SEGMENTS = 100
+# An interruption every four hours for seven weeks. Each segment quotes what all before it left: time grows by the square.
+MAX_SEGMENTS = 300
 
 # What an attempt leaves under these becomes a segment of the run that resumes it.
 _LIVE = re.compile(r"(logs|environment)/(?!segment\d)")

@@ -25,7 +25,7 @@ def records(count):
 
 def test_more_segments_than_any_run_has_are_refused():
     assert len(segments(Named(records(MAX_SEGMENTS)))) == MAX_SEGMENTS
-    with pytest.raises(EvidenceError, match=r"holds 101 earlier attempts; at most 100 are read\."):
+    with pytest.raises(EvidenceError, match=r"holds 301 earlier attempts; at most 300 are read\."):
         segments(Named(records(MAX_SEGMENTS + 1)))
 
 
@@ -33,10 +33,10 @@ def test_a_run_that_could_not_be_read_is_not_begun(tmp_path):
     for name in records(MAX_SEGMENTS):
         (tmp_path / "earlier" / name).parent.mkdir(parents=True)
         (tmp_path / "earlier" / name).write_text("{}")
-    with pytest.raises(EvidenceError, match=r"goes on from 100 earlier attempts; at most 100 are read\. Begin anew"):
+    with pytest.raises(EvidenceError, match=r"goes on from 300 earlier attempts; at most 300 are read\. Begin anew"):
         take_over(tmp_path / "earlier", tmp_path / "new")
     assert not (tmp_path / "new").exists()
-    (tmp_path / "earlier/environment/segment99/run.json").unlink()
+    (tmp_path / "earlier/environment/segment299/run.json").unlink()
     take_over(tmp_path / "earlier", tmp_path / "new")
     assert len(segments(RunDirectory(tmp_path / "new"))) == MAX_SEGMENTS - 1
 

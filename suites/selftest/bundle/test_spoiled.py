@@ -224,7 +224,7 @@ def test_more_earlier_attempts_than_any_run_has_are_not_read(made):
     verification = verify(resigned(lab, members, more), lab.bench(accept_accuracy))
     assert verification.verdict is Verdict.NOT_CONFORMANT
     told = next(answer.message for answer in verification.answers if answer.id == "recomputed")
-    assert "holds 101 earlier attempts; at most 100 are read." in told
+    assert "holds 301 earlier attempts; at most 300 are read." in told
     shown(verification)
 
 
