@@ -54,7 +54,7 @@ SINGLE_FILES = (JOURNAL, CHALLENGE)
 
 # Our own JSON files are a few KiB; a file far beyond that is not one of them.
 MAX_JSON_BYTES = 4 << 20
-# An interruption every four hours for seven weeks. Each segment quotes what all before it left: time grows by the square.
+# An interruption every four hours for seven weeks. Each segment quotes all before it: time grows by the square.
 MAX_SEGMENTS = 300
 
 # What an attempt leaves under these becomes a segment of the run that resumes it.
