@@ -193,6 +193,42 @@ def test_time_goes_on_from_block_to_block_and_from_rows_of_another_form():
         assert counted(text, size)["1"] == {1755: 1 + 1 + 1 + 2 + 3}
 
 
+@pytest.mark.parametrize("blank", [" ", ""])
+@pytest.mark.parametrize("torn", ["", "torn\n"], ids=["by columns", "by rows"])
+def test_what_counts_at_the_limits(blank, torn):
+    rows = [
+        *(("0", "50 %", "1 MHz"), ("0", "49.99 %", "2 MHz"), ("0", "49 %", "3 MHz"), ("0", "[N/A]", "4 MHz")),
+        *(("1", "99 %", "0 MHz"), ("1", "99 %", "100000 MHz"), ("1", "99 %", "100001 MHz"), ("1", "99 %", "[N/A]")),
+        ("123456789", "99 %", "5 MHz"),
+    ]
+    text = HEADER + "".join(ROW.format(*row) for row in rows) + torn
+    found = busy_clocks([text.replace(", ", f",{blank}").encode()])
+    assert found == {"0": {1: 1}, "1": {0: 1, 100_000: 1}, "123456789": {5: 1}}
+
+
+def test_a_device_of_a_number_that_no_column_holds():
+    text = HEADER + ROW.format("9999999999", "99 %", "1 MHz") + ROW.format("07", "99 %", "1 MHz")
+    assert busy_clocks([text.encode()]) == {"9999999999": {1: 1}, "07": {1: 1}}
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("index,utilization.gpu,clocks.sm,timestamp", "0,99,1,now"),  # its time would stand behind the end
+        ("timestamp,said,index,utilization.gpu,clocks.sm", "2026/01/01,12:00:00,0,99,1"),  # and in the next cell
+        ("timestamp,index,utilization.gpu,clocks.sm", "2026/01/01 0::00:00,0,99,1"),
+        ("index,utilization.gpu,clocks.sm", "0,99,1"),
+    ],
+)
+def test_a_row_that_tells_no_time_stands_for_a_second(header, row):
+    assert busy_clocks([f"{header}\n{row}\n{row}\n{row}\n".encode()]) == {"0": {1: 3}}
+
+
+def test_a_time_without_a_fraction_at_the_end_of_the_file():
+    text = "index,utilization.gpu,clocks.sm,timestamp\n0,99,1,2026-01-01T12:34:56\n0,99,1,2026-01-01T12:35:08\n"
+    assert busy_clocks([text.encode()]) == {"0": {1: 1 + 12}}
+
+
 def test_devices_of_another_job_are_left_out_where_the_runs_are_known():
     text = rows(0, 1, devices=3) + ROW.format(3, "60 %", "1200 MHz")
     data = (HEADER + text).encode()
@@ -215,6 +251,8 @@ def test_telemetry_of_more_devices_than_a_node_has_is_refused():
 
 def test_more_clocks_than_devices_have_are_refused():
     assert MAX_CLOCKS == 1 << 16
-    text = "".join(ROW.format(n % 2, "99 %", f"{n // 2} MHz") for n in range(MAX_CLOCKS + 1))
+    text = "".join(ROW.format(n % 2, "99 %", f"{n // 2} MHz") for n in range(MAX_CLOCKS))
+    assert sum(map(len, busy_clocks(pieces((HEADER + text).encode(), 1 << 19)).values())) == MAX_CLOCKS
+    text += ROW.format(2, "99 %", "0 MHz")
     with pytest.raises(EvidenceError, match="tells more than 65536 clocks"):
         busy_clocks(pieces((HEADER + text).encode(), 1 << 19))
