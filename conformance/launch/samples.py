@@ -38,7 +38,7 @@ class Sample(NamedTuple):
     """One device at one moment; a tuple, because there may be millions, and a dataclass takes three times as long.
 
     Args:
-        index: The device, as the tool counts on its node.
+        device: Its index, as the tool counts on its node.
         busy_percent: Share of the last second in which something ran on it; UNTOLD where it does not tell, as below.
         clock_mhz: Its clock.
         uuid: What names it everywhere; empty where the tool does not tell.
@@ -46,7 +46,7 @@ class Sample(NamedTuple):
         second: Of the day, by the tool's clock.
     """
 
-    index: str
+    device: str
     busy_percent: float
     clock_mhz: int
     uuid: str = ""
@@ -80,8 +80,8 @@ class Interval:
             Seconds.
         """
         if self.device is None:
-            self.device = row.index
-        if row.index == self.device:
+            self.device = row.device
+        if row.device == self.device:
             self.seconds = 1
             if UNTOLD not in (row.second, self.second):
                 gap = (row.second - self.second) % DAY_SECONDS

@@ -121,7 +121,7 @@ class Pace:
         self._tables[node] = header, rest
         for sample in samples([header, *text]) if training else ():
             if sample.busy_percent >= 0 and sample.clock_mhz >= 0:
-                self._devices.setdefault((node, sample.index), deque(maxlen=self.window)).append(sample)
+                self._devices.setdefault((node, sample.device), deque(maxlen=self.window)).append(sample)
 
     def threads(self, waiting: Mapping[int, bool]) -> None:
         """Take one look at the ranks' threads.

@@ -136,8 +136,8 @@ class _Counting:
         for row in samples(io.TextIOWrapper(io.BytesIO(self.header + b"\n" + block), "utf-8", "replace")):
             seconds = self.interval.of(row)
             if seconds and row.clock_mhz >= 0 and row.busy_percent >= BUSY_PERCENT:
-                note(self.uuids, row.index, row.uuid)
-                self.held[row.index, row.clock_mhz] += seconds
+                note(self.uuids, row.device, row.uuid)
+                self.held[row.device, row.clock_mhz] += seconds
 
     def _add_columns(self, block: bytes) -> None:
         """Count what :meth:`_add_rows` counts, of all rows at once; thirty times as fast."""

@@ -57,9 +57,9 @@ def busy_watts(pieces: Iterable[bytes], uuids: Collection[str] = ()) -> dict[str
     for row in samples(_lines(pieces)):
         seconds = interval.of(row)
         if seconds and row.watts >= 0 and row.busy_percent >= BUSY_PERCENT:
-            note(names, row.index, row.uuid)
-            total, joules = sums.get(row.index, (0, 0.0))
-            sums[row.index] = (total + seconds, joules + seconds * row.watts)
+            note(names, row.device, row.uuid)
+            total, joules = sums.get(row.device, (0, 0.0))
+            sums[row.device] = (total + seconds, joules + seconds * row.watts)
     means = {name: joules / total if total >= MIN_SECONDS else math.nan for name, (total, joules) in sums.items()}
     return {name: means[name] for name in of_run(names, uuids)}
 

@@ -24,14 +24,14 @@ relaxed = settings(deadline=None, max_examples=100)
 def row_by_row(data):
     found, first, last, span = {}, None, None, 1
     for sample in samples(io.TextIOWrapper(io.BytesIO(data), errors="replace")):
-        if first in (None, sample.index):
+        if first in (None, sample.device):
             now = sample.second if sample.second >= 0 else None
             span = 1
             if None not in (now, last):
                 span = max(0, min(60, (now - last + 43_200) % 86_400 - 43_200))
-            first, last = sample.index, now
+            first, last = sample.device, now
         if sample.busy_percent >= BUSY_PERCENT and sample.clock_mhz >= 0 and span:
-            found.setdefault(sample.index, Counter())[sample.clock_mhz] += span
+            found.setdefault(sample.device, Counter())[sample.clock_mhz] += span
     return found
 
 
