@@ -440,6 +440,12 @@ def test_a_stage_of_a_pipeline_holds_its_share_of_the_elements():
     assert {f.check: f.result for f in run.findings}["log-elements"] is Result.FAIL
 
 
+def test_elements_are_held_against_the_shape_that_the_lines_tell_where_the_head_does_not():
+    text = Run(data_parallel=8).text().replace(b"'num_layers'", b"'layers'")
+    assert result_of(text, "log-elements") is Result.PASS
+    assert result_of(text.replace(b"[7241732096]", b"[7241732095]"), "log-elements") is Result.FAIL
+
+
 def result_of(data, check):
     (run,) = analyze(io.BytesIO(data))
     return next(finding.result for finding in run.findings if finding.check == check)

@@ -454,3 +454,4 @@ def test_limits_and_figures_are_told_in_their_units():
     found = all_results(lambda preflight: None)
     assert found["host-memory"].limit_source == "this suite: 8 GiB a rank for imports, loaders and pinned buffers"
     assert found["preflight-ended"].limit == 0.0
+    assert "all_reduce 300 at 512 MiB" in found["collective-speed"].message

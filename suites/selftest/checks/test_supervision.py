@@ -66,6 +66,7 @@ def telemetry(*clocks, samples=100, percent=99):
 def test_devices_of_one_speed():
     finding = even({"environment/telemetry-node0.csv": [telemetry(1755, 1740, 1755)]})
     assert (finding.check, finding.result, finding.value) == ("run-clocks", Result.PASS, 1740)
+    assert finding.margin == pytest.approx(1740 / finding.limit - 1)
 
 
 @pytest.mark.parametrize(("clock", "result"), [(1800, Result.PASS), (1799, Result.FAIL)])
