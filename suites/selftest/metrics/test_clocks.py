@@ -54,7 +54,9 @@ def test_rows_of_one_form_are_not_read_one_by_one(monkeypatch):
     assert sum(sum(count.values()) for count in busy_clocks(pieces(data, 1000)).values()) == 1000
 
 
-@pytest.mark.parametrize("names", [("9", "10", "11", "12"), ("1:0", "1:1")], ids=["two digits", "card and chip"])
+@pytest.mark.parametrize(
+    "names", [("9", "10", "11", "12"), ("1:0", "1:1"), (":0", ":1")], ids=["two digits", "card and chip", "chip"]
+)
 def test_devices_in_the_first_column_keep_their_names(names):
     rows = [f"{name}, 100 %, 1755 MHz\n" for name in names]
     data = ("index, utilization.gpu [%], clocks.current.sm [MHz]\n" + "".join(rows)).encode()
@@ -174,8 +176,9 @@ def test_what_a_device_held_over_days_counts_by_days():
         ((86_399, 86_400, 86_402), 1 + 1 + 2),  # over midnight
         ((0, 60, 121, 3600), 1 + 60 + 60 + 60),  # nobody saw what was in a gap
         ((3600, 3601, 1, 2), 1 + 1 + 0 + 1),  # a clock that was set back
+        ((0, 43_200, 43_201), 1 + 0 + 1),  # half a day is as far back as it is ahead
     ],
-    ids=["a second", "midnight", "gap", "set back"],
+    ids=["a second", "midnight", "gap", "set back", "half a day"],
 )
 def test_a_row_stands_for_the_time_since_the_one_before(seconds, held):
     for devices in (1, 3):
@@ -217,6 +220,7 @@ def test_a_device_of_a_number_that_no_column_holds():
         ("index,utilization.gpu,clocks.sm,timestamp", "0,99,1,now"),  # its time would stand behind the end
         ("timestamp,said,index,utilization.gpu,clocks.sm", "2026/01/01,12:00:00,0,99,1"),  # and in the next cell
         ("timestamp,index,utilization.gpu,clocks.sm", "2026/01/01 0::00:00,0,99,1"),
+        ("timestamp,index,utilization.gpu,clocks.sm", "2026/01/01 :0:00:00,0,99,1"),
         ("index,utilization.gpu,clocks.sm", "0,99,1"),
     ],
 )
