@@ -1,6 +1,7 @@
 """``conformance report``: the report of a run that ended without one, and what is refused."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -19,9 +20,9 @@ PREFLIGHT = Path(__file__).parents[3] / "fixtures/tiny-preflight-run/environment
 def test_it_is_that_of_a_run_that_was_judged_at_its_end(run, tmp_path, capsys):
     end_journal(run)
     assert main(["report", str(run)]) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    said = re.sub(r"[\s│]", "", capsys.readouterr().out)  # a long path is broken where the box ends
     assert "REHEARSAL" in said
-    assert f"conformance bundle {run}" in said.replace("│ ", "").replace(" │", "")
+    assert f"conformancebundle{run}" in said
     assert (run / "report.html").is_file()
     pack(run, tmp_path / "run.tar")
     verification = verify(tmp_path / "run.tar")

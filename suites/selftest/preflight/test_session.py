@@ -274,13 +274,10 @@ def test_a_run_that_a_killed_worker_began_is_not_gone_on_with(suite, tmp_path, m
     assert "was ended" in suite._measure_once(None, tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    ("args", "fresh"), [((), True), (("--nodes", "2"), True), (("--seed", "1024"), False), (("--seed=1024",), False)]
-)
-def test_a_seed_is_fresh_unless_it_was_given(suite, args, fresh):
-    config = SimpleNamespace(invocation_params=SimpleNamespace(args=args), option=SimpleNamespace(seed=1024))
-    seeds = {suite._seed(config) for _ in range(3)}
-    assert (seeds != {1024}) is fresh
+def test_a_seed_is_fresh_unless_it_was_given(suite):
+    fresh, given = (SimpleNamespace(option=SimpleNamespace(seed=seed)) for seed in (None, 1024))
+    assert len({suite._seed(fresh) for _ in range(3)}) == 3
+    assert suite._seed(given) == 1024
 
 
 def meet(nodes, on_node, seconds=30.0):
