@@ -99,7 +99,7 @@ def _figures(metrics: Mapping[str, Any], target: float | None) -> Table:
 
 def _findings(findings: tuple[Finding, ...]) -> RenderableType:
     passed = sum(finding.result is Result.PASS for finding in findings)
-    table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
+    table = _folded(1)
     table.add_row("[green]PASS[/]", f"{passed} of {len(findings)} checks")
     for finding in findings:
         if finding.result is not Result.PASS:
@@ -112,15 +112,23 @@ def _findings(findings: tuple[Finding, ...]) -> RenderableType:
 
 
 def _places(run: Path, workload: str, key_id: str, self_issued: bool, judged_on: str) -> Table:
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table = _folded(2)
     if judged_on:
-        table.add_row("report", f"on node 0, {judged_on}, signed by key {key_id[:16]}")
+        table.add_row("report", escape(f"on node 0, {judged_on}, signed by key {key_id[:16]}"))
         return table
-    run = _relative(run)
+    name = escape(str(_relative(run)))
     issued = "this machine's own key: self-issued, vouched for by nobody" if self_issued else "key"
-    table.add_row("report", f"{run}/report.html")
-    table.add_row("signed", f"{run}/report.dsse.json, by {issued} {key_id[:16]}")
-    table.add_row("next", f"conformance bundle {run} -o {workload}.tar")
+    table.add_row("report", f"{name}/report.html")
+    table.add_row("signed", f"{name}/report.dsse.json, by {issued} {key_id[:16]}")
+    table.add_row("next", f"conformance bundle {name} -o {workload}.tar")
+    return table
+
+
+def _folded(space: int) -> Table:
+    """A table without lines, of a short column and a long one, whose words are broken and never cut, as paths are."""
+    table = Table(box=None, show_header=False, padding=(0, space, 0, 0))
+    table.add_column()
+    table.add_column(overflow="fold")
     return table
 
 

@@ -42,6 +42,9 @@ def picture(run: Path) -> RenderableType:
 
 def _findings(findings: list[Finding]) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
+    table.add_column()
+    table.add_column()
+    table.add_column(overflow="fold")
     # What ended one process leaves many checks unmade for the same reason, which is told once.
     for (result, message), alike in itertools.groupby(findings, lambda finding: (finding.result, finding.message)):
         style = STYLES[result]
