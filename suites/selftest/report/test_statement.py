@@ -107,13 +107,15 @@ OPTIONAL = {
 }
 
 
-@pytest.mark.parametrize("path", sorted(set(paths(PREDICATE)) - OPTIONAL))
-def test_each_field_is_needed(path: str) -> None:
-    document = copy.deepcopy(PREDICATE)
-    parent, _, name = path.rpartition(".")
-    del (at(document, parent) if parent else document)[name]
-    with pytest.raises(SignatureError, match="required of the schema"):
-        statement.build(document, SUBJECTS)
+def test_each_field_is_needed() -> None:
+    needed = set(paths(PREDICATE)) - OPTIONAL
+    assert len(needed) > 40
+    for path in needed:
+        document = copy.deepcopy(PREDICATE)
+        parent, _, name = path.rpartition(".")
+        del (at(document, parent) if parent else document)[name]
+        with pytest.raises(SignatureError, match=rf"required of the schema.*{name}\W+ is a required property"):
+            statement.build(document, SUBJECTS)
 
 
 @pytest.mark.parametrize(
