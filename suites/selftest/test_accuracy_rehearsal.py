@@ -49,7 +49,8 @@ def test_a_run_stops_at_its_target_when_asked_to(tmp_path):
     assert red <= {"loss-target"}, said  # its last step may be above all the same: then it says how many more would do
 
 
-@pytest.mark.parametrize("fault", ["rms-norm-of-the-sum", pytest.param("update-of-a-tenth", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("fault", ["rms-norm-of-the-sum", "update-of-a-tenth"])
 def test_a_wrong_kernel_or_learning_rate_misses_the_target_and_leaves_the_curve(fault, tmp_path):
     code, said, judgement, red = rehearse(tmp_path, "untrue", fault)
     assert code == pytest.ExitCode.TESTS_FAILED, said

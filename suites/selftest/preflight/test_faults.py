@@ -123,6 +123,7 @@ def test_a_kernel_that_hung_stays_a_failure_when_its_process_crashes_in_another(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_kernels_that_hang_on_one_of_two_nodes_are_named_and_cost_the_other_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("FAULTS", "hang-in-rotary-rms-norm-and-scatter-on-rank-1")
     monkeypatch.setenv("PYTHONPATH", str(PLUGIN))

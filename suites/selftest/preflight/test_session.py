@@ -382,6 +382,7 @@ def test_no_node_waits_shorter_than_the_others_may_legally_take(tmp_path, monkey
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_nodes_that_are_started_one_by_one_share_their_checks_over_workers(tmp_path):
     pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
     port = free_port()
