@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from conformance.errors import EvidenceError
+
+if TYPE_CHECKING:
+    from conformance.judgement import Judgement
 
 EPILOG = """\
 pytest does this at the end of every run. It is left to do where the machine, a full disk or SIGKILL came between the
@@ -86,7 +90,7 @@ def _require_end(run: Path) -> None:
         )
 
 
-def _show(run: Path, judgement, key_id: str, self_issued: bool) -> None:  # type: ignore[no-untyped-def]
+def _show(run: Path, judgement: Judgement, key_id: str, self_issued: bool) -> None:
     from rich.console import Console
 
     from conformance import evidence
