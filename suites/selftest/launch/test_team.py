@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -84,9 +85,13 @@ def test_logs_state_orders_and_verdict_cross(port, runs):
     with theirs.open("ab") as stream:
         stream.write(b"x" * (3 << 20))  # more than a message holds
     member.tell(NodeView("hostB", 0.0, 3, 7, interrupted=True))
-    verdict = in_thread(member.finish)
-    host.stop(with_stacks=True)
+    stopped = in_thread(lambda: host.stop(with_stacks=True))
+    end = time.monotonic() + 20
+    while member.order != STOP_WITH_STACKS and time.monotonic() < end:
+        time.sleep(0.05)  # a node that has said its last hears no order any more
     assert member.order == STOP_WITH_STACKS
+    verdict = in_thread(member.finish)
+    stopped()
     assert member.step == Step(4, 2.5, 100.5, 2.5)
     assert (host.views()[1].exit_code, host.views()[1].interrupted) == (3, True)
     assert (runs[0] / "logs/node1/rank1.log").read_bytes() == theirs.read_bytes()
