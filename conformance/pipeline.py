@@ -18,6 +18,7 @@ from typing import Any
 
 from conformance import evidence, journal
 from conformance.checks.finding import Finding, Result, Verdict
+from conformance.claim import LOCK, claimed
 from conformance.data import fingerprint, read_fingerprint, train_folder
 from conformance.errors import DataError, EvidenceError, LaunchError
 from conformance.evidence import Request, RunDirectory
@@ -28,7 +29,6 @@ from conformance.internevo.worker import SETTINGS, Settings
 from conformance.judgement import Judgement, newest_ceiling, plan_of, rank_records
 from conformance.launch import telemetry, torchrun
 from conformance.launch.advice import memory_advice
-from conformance.launch.claim import LOCK, claimed
 from conformance.launch.detect import Detector, Fault, Limits, limits_for
 from conformance.launch.disk import FULL
 from conformance.launch.follow import TOKEN, follow
@@ -127,31 +127,36 @@ def run_workload(request: Request, site: Site, watch: Callable[[Plan], Display])
     place = find_place(
         request.nodes, site.launcher, site.node_rank, site.master_addr, site.master_port, dict(os.environ)
     )
+    job = _Job(request, plan, source, site, place)
     if place.node_rank > 0:
-        return _follow(request, plan, source, site, place, watch(plan))
+        return _follow(job, watch(plan))
     if place.launcher != "slurm":
         torchrun.require_free_port(place.port)
     if site.resume is not None:
         _require_checkpoint(site.resume, plan)
-    with _run_directory(request, plan, site) as run:
-        return _lead(request, plan, source, site, place, run, watch)
+    with _run_directory(plan, site) as run:
+        return _lead(job, run, watch)
 
 
-def _lead(
-    request: Request,
-    plan: Plan,
-    source: Source,
-    site: Site,
-    place: Place,
-    run: Path,
-    watch: Callable[[Plan], Display],
-) -> Outcome:
+@dataclass(frozen=True)
+class _Job:
+    """What is to be run, of what source, where and with what, and which node of the run this is."""
+
+    request: Request
+    plan: Plan
+    source: Source
+    site: Site
+    place: Place
+
+
+def _lead(job: _Job, run: Path, watch: Callable[[Plan], Display]) -> Outcome:
     """Make a run as node 0, which judges it."""
+    plan, site = job.plan, job.site
     ending: Ending | None = None
     try:
         _require_space(run, plan, site.resume)
         display = watch(plan)
-        patched = _prepare(request, plan, source, site, run)
+        patched = _prepare(job, run)
         display = Watch(
             plan,
             run,
@@ -161,9 +166,9 @@ def _lead(
             interrupt_at=plan.workload.interrupt_at if site.resume is None else None,
         )
         course = _Course(display)
-        with signals_heeded(course.heed), agents(place, run) as agents_failed:
-            team = _gather(request, plan, source, site, place, run, agents_failed, display)
-            ending = _train(request, plan, patched, site, place, run, team, course)
+        with signals_heeded(course.heed), agents(job.place, run) as agents_failed:
+            team = _gather(job, run, agents_failed, display)
+            ending = _train(job, patched, run, team, course)
             judgement, report_id, key_id, self_issued = report_on(run, site.signing_key)
             if team is not None:
                 team.host.publish(_published(judgement, ending, report_id, key_id, self_issued))
@@ -203,7 +208,7 @@ class _Course:
 
 
 @contextlib.contextmanager
-def _run_directory(request: Request, plan: Plan, site: Site) -> Iterator[Path]:
+def _run_directory(plan: Plan, site: Site) -> Iterator[Path]:
     """Make the run's directory; while this run lives, none other takes it for ended or writes its checkpoints.
 
     It is gone again where the run could not begin: the same command, given again, is to find it free.
@@ -211,7 +216,7 @@ def _run_directory(request: Request, plan: Plan, site: Site) -> Iterator[Path]:
     with contextlib.ExitStack() as claims:
         if site.resume is not None:
             claims.enter_context(_claimed_checkpoints(site.resume))
-        run = evidence.create_run_directory(site.run_dir or _new_run_name(site.reports, request.workload))
+        run = evidence.create_run_directory(site.run_dir or _new_run_name(site.reports, plan.workload.name))
         try:
             with contextlib.ExitStack() as own:
                 own.enter_context(claimed(run / "work", LaunchError(f"{run} is in use.")))
@@ -245,16 +250,15 @@ class _Team:
     environments: dict[int, Mapping[str, str]]
 
 
-def _prepare(
-    request: Request, plan: Plan, source: Source, site: Site, run: Path
-) -> tuple[Source, tuple[PatchFile, ...]]:
+def _prepare(job: _Job, run: Path) -> tuple[Source, tuple[PatchFile, ...]]:
     """Write what the workers and the judgement read; return the source with the vendor's patches, and these."""
-    evidence.write_json(run, evidence.REQUEST, request.to_json())
+    plan, site = job.plan, job.site
+    evidence.write_json(run, evidence.REQUEST, job.request.to_json())
     evidence.write_json(run, evidence.PLAN, plan.to_json())
     (run / evidence.CONFIG).write_text(render_config(plan), encoding="utf-8")
     if site.challenge is not None:
         (run / evidence.CHALLENGE).write_bytes(site.challenge)
-    source, changes = _patched(source, site.patches, run)
+    source, changes = _patched(job.source, site.patches, run)
     _settings(source, site).write(run)
     if plan.workload.data != "dummy":
         _link_training_state(run, site, plan)
@@ -305,17 +309,9 @@ def _asked(request: Request, source: Source) -> dict[str, Any]:
     return {"request": request.to_json(), "internevo": internevo, "the suite's digest": suite_digest()}
 
 
-def _gather(
-    request: Request,
-    plan: Plan,
-    source: Source,
-    site: Site,
-    place: Place,
-    run: Path,
-    agents_failed: Callable[[], str],
-    display: Display,
-) -> _Team | None:
-    """Wait for the other nodes and give them the job."""
+def _gather(job: _Job, run: Path, agents_failed: Callable[[], str], display: Display) -> _Team | None:
+    """Wait for the other nodes and give them the work."""
+    request, plan, place = job.request, job.plan, job.place
     if place.nodes == 1:
         return None
     token = secrets.token_hex(16)
@@ -324,7 +320,7 @@ def _gather(
     told: dict[int, str] = {}
     environments: dict[int, Mapping[str, str]] = {}
 
-    def job(hellos: Mapping[int, Any]) -> dict[str, Any]:
+    def orders(hellos: Mapping[int, Any]) -> dict[str, Any]:
         nonlocal address
         address = address or hellos[0]["address"]
         told.update({node: hello["host"] for node, hello in hellos.items()})
@@ -343,15 +339,18 @@ def _gather(
         }
 
     host = Host(place.port + 1, range(place.launcher != "slurm", place.nodes), run)
-    host.gather(_asked(request, source), job, agents_failed, display.waiting)
+    host.gather(_asked(request, job.source), orders, agents_failed, display.waiting)
     if place.launcher != "slurm":
         told[0] = socket.gethostname()
     return _Team(host, address, told, environments)
 
 
-def _follow(request: Request, plan: Plan, source: Source, site: Site, place: Place, display: Display) -> Outcome:
+def _follow(job: _Job, display: Display) -> Outcome:
     """Take part in a run that node 0 judges."""
-    member = Member(place.address, place.port + 1, place.node_rank, _asked(request, source), waiting=display.waiting)
+    plan, site, place = job.plan, job.site, job.place
+    member = Member(
+        place.address, place.port + 1, place.node_rank, _asked(job.request, job.source), waiting=display.waiting
+    )
 
     def settings(run: Path) -> Settings:
         if plan.workload.checkpoint_every is not None:
@@ -360,7 +359,7 @@ def _follow(request: Request, plan: Plan, source: Source, site: Site, place: Pla
                 "resumed needs its checkpoints on all nodes.",
                 "Name a --reports folder on a file system that all nodes share.",
             )
-        return _settings(_patched(source, site.patches, run)[0], site)
+        return _settings(_patched(job.source, site.patches, run)[0], site)
 
     run, told, interrupted = follow(member, site.run_dir, site.reports, settings, display)
     findings = tuple(Finding(**{**one, "result": Result(one["result"])}) for one in told["findings"])
@@ -385,15 +384,9 @@ def _published(judgement: Judgement, ending: Ending, report_id: str, key_id: str
 
 
 def _train(
-    request: Request,
-    plan: Plan,
-    patched: tuple[Source, tuple[PatchFile, ...]],
-    site: Site,
-    place: Place,
-    run: Path,
-    team: _Team | None,
-    course: _Course,
+    job: _Job, patched: tuple[Source, tuple[PatchFile, ...]], run: Path, team: _Team | None, course: _Course
 ) -> Ending:
+    request, plan, site, place = job.request, job.plan, job.site, job.place
     command = torchrun.command(
         run,
         nodes=request.nodes,

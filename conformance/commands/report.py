@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConformanceError: The run has not ended, has a report, or cannot be judged; or the key cannot be read.
     """
+    from conformance.claim import claimed
     from conformance.commands.verify import exit_code
-    from conformance.launch.claim import claimed
     from conformance.report.build import report_on
 
     path = args.run.resolve()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -14,12 +13,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from conformance import strictjson
+from conformance.claim import LOCK, claimed
 from conformance.data import inputs as texts
 from conformance.data.encode import MAX_EXAMPLES, Encoded, encode_block, start_worker
 from conformance.data.fingerprints import (
@@ -41,7 +40,7 @@ TYPE = "en"
 SHARD_BYTES = 2**31 - 1
 # Work that a kill may cost, beside the blocks in the workers.
 CHECKPOINT_SECONDS = 2.0
-STATE, ROWS, LOCK, PARTS = "prepare.json", "rows", "lock", "parts-"
+STATE, ROWS, PARTS = "prepare.json", "rows", "parts-"
 AGAIN = "Run the same command again: it goes on where it stopped."
 ROW_BYTES = 8
 
@@ -149,7 +148,7 @@ def prepare(
     mode = "raw" if field is None else f"field:{field}"
     asked = _asked(sources, mode, tokenizer)
     try:
-        with _locked(out):
+        with claimed(out, DataError(f"Another process prepares {out}.", "Wait for it, or name another folder.")):
             state = _load(out, asked)
             if not (out / FINGERPRINT).exists():
                 shutil.copyfile(tokenizer, out / TOKENIZER)
@@ -399,15 +398,3 @@ def _load(out: Path, asked: dict[str, Any]) -> _State:
                 "Give the same command as before, or name a new folder.",
             )
     return state
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Keep a second preparation out of the folder."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / LOCK).open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"Another process prepares {out}.", "Wait for it, or name another folder.") from error
-        yield

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from conformance import evidence, journal
+from conformance.claim import claimed
 from conformance.devices import Device
 from conformance.errors import ConformanceError, LaunchError
 from conformance.evidence import RunDirectory
-from conformance.launch.claim import claimed
 from conformance.launch.node import signals_heeded
 from conformance.launch.supervise import Interrupted
 from conformance.preflight.node import run_on_all_nodes

@@ -15,13 +15,13 @@ from rich.console import Console
 
 from conformance import evidence, journal, pipeline
 from conformance.checks.finding import Verdict
+from conformance.claim import claimed
 from conformance.data import prepare, rehearsal_tokenizer
 from conformance.errors import ConformanceError, DataError, EvidenceError, LaunchError
 from conformance.evidence import Request, RunDirectory
 from conformance.internevo.config import CHECKPOINT_FOLDER
 from conformance.internevo.source import find_source
 from conformance.judgement import judge
-from conformance.launch.claim import claimed
 from conformance.launch.detect import Fault
 from conformance.launch.launcher import _free_pair
 from conformance.launch.progress import LiveProgress
@@ -154,7 +154,7 @@ def perf(monkeypatch, tmp_path):
     )
     source = SimpleNamespace(kind="wheel", root=tmp_path)
 
-    def prepare(request, plan, source, site, run):
+    def prepare(job, run):
         shutil.copytree(good, run, dirs_exist_ok=True)
         (run / evidence.RUN).unlink()
         (run / evidence.JOURNAL).unlink()
@@ -219,7 +219,7 @@ def test_what_could_not_begin_leaves_its_directory_free_for_the_same_command(per
             perf.make()
     with monkeypatch.context() as patched:
 
-        def refuse(request, plan, source, site, run):
+        def refuse(job, run):
             (run / evidence.PLAN).write_text("{}")
             raise LaunchError("The patch does not apply.")
 
@@ -268,19 +268,19 @@ def test_a_run_goes_on_only_when_it_no_longer_lives(perf, tmp_path):
     def site(name, resumed):
         return Site("cpu", None, tmp_path, run_dir=tmp_path / name, resume=resumed)
 
-    with pipeline._run_directory(ACCURACY, plan, site("third", second)):
+    with pipeline._run_directory(plan, site("third", second)):
         for resumed in (first, second):  # whichever attempt of the run is named
             refused = pytest.raises(LaunchError, match=r"in \S*/first/\S* are .* still goes on.* remove \S*/lock")
             with refused:
                 run_workload(ACCURACY, site("fourth", resumed), lambda plan: pytest.fail("it began"))
     assert not (tmp_path / "fourth").exists()
-    with pipeline._run_directory(ACCURACY, plan, site("fourth", second)):
+    with pipeline._run_directory(plan, site("fourth", second)):
         assert (tmp_path / "fourth").is_dir()
 
 
 def test_a_first_attempt_claims_its_own_checkpoints(tmp_path):
     site = Site("cpu", None, tmp_path, run_dir=tmp_path / "a")
-    with pipeline._run_directory(ACCURACY, pipeline.plan_of(ACCURACY), site) as run:
+    with pipeline._run_directory(pipeline.plan_of(ACCURACY), site) as run:
         refused = pytest.raises(LaunchError, match="still goes on")
         with refused, pipeline._claimed_checkpoints(run):
             pytest.fail("claimed twice")

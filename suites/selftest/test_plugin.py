@@ -18,7 +18,7 @@ from conformance.devices import detect_device
 from conformance.errors import ConformanceError
 from conformance.evidence import JOURNAL, PLAN, REQUEST, RunDirectory, read_json, request_from_json, write_json
 from conformance.judgement import plan_of
-from conformance.plugin import _devices_per_node
+from conformance.options import _devices_per_node
 from conformance.spec import load_workload
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,9 +9,9 @@ from conformance import evidence, journal
 from conformance.bundle.pack import pack
 from conformance.bundle.verify import verify
 from conformance.checks.finding import Verdict
+from conformance.claim import claimed
 from conformance.cli import main
 from conformance.errors import LaunchError
-from conformance.launch.claim import claimed
 from conformance.selftest.run import end_journal
 
 PREFLIGHT = Path(__file__).parents[3] / "fixtures/tiny-preflight-run/environment"

@@ -7,7 +7,7 @@ import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
-from conformance.errors import ConformanceError, LaunchError
+from conformance.errors import ConformanceError
 
 LOCK = "lock"
 
@@ -28,7 +28,7 @@ def claimed(folder: Path, refused: ConformanceError) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         stream = (folder / LOCK).open("ab")  # a network file system grants it only to who may write
     except OSError as error:
-        raise LaunchError(f"{folder} cannot be written: {error.strerror}.") from error
+        raise ConformanceError(f"{folder} cannot be written: {error.strerror}.", "Choose another folder.") from error
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

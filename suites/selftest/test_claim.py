@@ -1,5 +1,7 @@
 """A claim on a folder: one process at a time, and none that was killed."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -7,14 +9,14 @@ import sys
 
 import pytest
 
-from conformance.errors import LaunchError
-from conformance.launch.claim import claimed
+from conformance.claim import LOCK, claimed
+from conformance.errors import ConformanceError, LaunchError
 
 HOLD = """
 import os, signal, subprocess, sys
 from pathlib import Path
 from conformance.errors import LaunchError
-from conformance.launch.claim import claimed
+from conformance.claim import claimed
 with claimed(Path(sys.argv[1]), LaunchError("taken")):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stdout=-3, stderr=-3)
     print(child.pid, flush=True)
@@ -32,3 +34,19 @@ def test_a_claim_ends_with_the_process_that_was_killed_and_not_with_its_children
             pytest.fail("claimed twice")
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+def test_where_the_file_system_knows_no_locks_nobody_is_refused(tmp_path, monkeypatch):
+    def unknown(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    with claimed(tmp_path, LaunchError("first")), claimed(tmp_path, LaunchError("second")):
+        assert (tmp_path / LOCK).is_file()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    told = pytest.raises(ConformanceError, match=r"file cannot be written: .+\. Choose another folder\.")
+    with told, claimed(tmp_path / "file", LaunchError("taken")):
+        pytest.fail("claimed")

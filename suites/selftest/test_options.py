@@ -10,8 +10,8 @@ from conformance.devices import load_device
 from conformance.errors import ChallengeError, ConformanceError
 from conformance.evidence import REQUEST as REQUEST_FILE
 from conformance.evidence import Request, write_json
+from conformance.options import _answering, _request
 from conformance.plan import DEFAULT_SEED
-from conformance.plugin import _answering, _request
 from conformance.report import challenge
 from conformance.spec import load_workload
 
