@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import threading
@@ -223,11 +224,12 @@ class Watch:
             self._order_stop(0)  # 0 is InternEvo's word for going on
 
     def _order_stop(self, step: int) -> None:
-        self._stop = step
         path = self._run / "work" / STOP_FILE
-        # InternEvo reads it at any moment and dies of an empty one.
-        path.with_suffix(".new").write_text(str(step))
-        path.with_suffix(".new").replace(path)
+        with contextlib.suppress(OSError):  # a file system over the network: it is ordered again after the next step
+            # InternEvo reads it at any moment and dies of an empty one.
+            path.with_suffix(".new").write_text(str(step))
+            path.with_suffix(".new").replace(path)
+            self._stop = step
 
     def _warn(self, step: Step) -> None:
         """Warn at the end of the curve, and of the target each time that the run has doubled."""

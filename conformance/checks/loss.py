@@ -52,18 +52,22 @@ def _settled_by(loss: Loss, target: float, low: float, high: float) -> str:
         # The window is clear and the last step is one noisy value: wait until one is likely to be below.
         below = min(max(loss.window_below or 0.0, 0.01), 0.99)
         steps = max(1, math.ceil(math.log(0.05) / math.log(1 - below)))
-        return f"the window is below and the last step is not: {steps} further steps would settle it"
+        return f"the window is below and the last step is not: {_further(steps)} would settle it"
     gap = abs(mean - target)
     if mean >= target and -loss.slope * loss.window > high - low:
         steps = math.ceil(gap / -loss.slope)
-        return f"at its slope of {loss.slope:.2e} a step {whose} would get there in {steps} further steps"
+        return f"at its slope of {loss.slope:.2e} a step {whose} would get there in {_further(steps)}"
     half = (high - low) / 2
     if gap == 0 or not math.isfinite(half) or (high < target and gap > half):
         return f"{whose} is not below it, and no number of further steps can be given"
     if gap > half:  # the last step is one lucky value
-        return f"{whose} is above and the last step is not: 1 further steps would settle it"
+        return f"{whose} is above and the last step is not: {_further(1)} would settle it"
     steps = max(1, math.ceil(loss.window * ((half / gap) ** 2 - 1)))
-    return f"{whose} is within its noise of the target: {steps} further steps would settle it"
+    return f"{whose} is within its noise of the target: {_further(steps)} would settle it"
+
+
+def _further(steps: int) -> str:
+    return f"{steps} further step{'' if steps == 1 else 's'}"
 
 
 def defined(loss: Loss) -> Finding:

@@ -1,5 +1,6 @@
 """The watch over a run: it stops at the target, warns, interrupts, and removes old checkpoints."""
 
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -92,6 +93,20 @@ def test_an_order_that_came_too_late_is_given_again(run):
     first = stop_of(run)
     feed(watch, noisy(TARGET - 0.2, first), 20)
     assert stop_of(run) > first
+
+
+def test_an_order_that_could_not_be_written_is_given_again_and_ends_no_run(run, monkeypatch):
+    watch = Watch(LONG, run, Shown(), until_target=True)
+    with monkeypatch.context() as network:
+        network.setattr(Path, "replace", lambda *_: refused())
+        feed(watch, noisy(TARGET - 0.2, 20))
+    assert stop_of(run) is None
+    feed(watch, noisy(TARGET - 0.2, 1), 20)
+    assert stop_of(run) == 21 + STOP_MARGIN
+
+
+def refused():
+    raise OSError(errno.ESTALE, "Stale file handle")
 
 
 def test_it_does_not_stop_unasked(run):
