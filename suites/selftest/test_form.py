@@ -11,7 +11,7 @@ import conformance
 PACKAGE = Path(conformance.__file__).parent
 MOST_LINES = 50  # of code: a docstring is no reason to split a function
 LONG = {
-    "plugin.pytest_addoption": "one option after the other",
+    "options.declare": "one option after the other",
     "preflight.collectives._operations": "one table of collectives, and what its rows are made with",
     "launch.supervise.supervise": "one loop, in which the order of the steps is what matters",
 }
