@@ -48,6 +48,12 @@ LOW_CONTRAST = """
   return found;
 })()
 """
+# Text in a column so narrow that a word is a line or more: the layout has squeezed it.
+SQUEEZED = """
+[...document.querySelectorAll('dd, dt, td, th, p, li, h1, h2, h3')].filter(e => e.checkVisibility()
+  && e.innerText.trim().length > 20 && e.clientWidth < 4.5 * parseFloat(getComputedStyle(e).fontSize))
+  .map(e => `${e.clientWidth} px ${e.tagName} ${e.innerText.trim().slice(0, 40)}`)
+"""
 
 
 class Chromium:

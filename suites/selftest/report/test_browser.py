@@ -8,7 +8,7 @@ import pytest
 HERE = Path(__file__).parent
 browsing = runpy.run_path(str(HERE / "chromium.py"))
 pages = runpy.run_path(str(HERE / "pages.py"))
-LOW_CONTRAST = browsing["LOW_CONTRAST"]
+LOW_CONTRAST, SQUEEZED = browsing["LOW_CONTRAST"], browsing["SQUEEZED"]
 WIDTHS = (390, 820, 1440)
 
 pytestmark = [
@@ -40,6 +40,7 @@ def test_a_page_is_quiet_readable_and_fits_in_every_look(browser, page, language
             assert browser.requests == [page.as_uri()], look
             assert browser.evaluate("document.documentElement.scrollWidth") <= width, look
             assert browser.evaluate(LOW_CONTRAST) == [], look
+            assert browser.evaluate(SQUEEZED) == [], look
 
 
 def test_the_other_language_is_hidden_and_dark_is_dark(browser, page):
@@ -99,6 +100,7 @@ def test_what_a_vendor_writes_stays_text(browser, tmp_path, text):
         ("<img src='https://example.invalid/x.png'>", "errors"),
         ("<p style='color: #999; background: #fff'>pale</p>", "contrast"),
         ("<div style='width: 2000px'>wide</div>", "width"),
+        ("<p style='width: 2em; overflow-wrap: anywhere'>one letter below the other</p>", "squeezed"),
     ],
 )
 def test_each_of_these_checks_can_fail(browser, tmp_path, fault, seen):
@@ -108,6 +110,7 @@ def test_each_of_these_checks_can_fail(browser, tmp_path, fault, seen):
     faults = {
         "errors": browser.errors,
         "contrast": browser.evaluate(LOW_CONTRAST),
+        "squeezed": browser.evaluate(SQUEEZED),
         "width": browser.evaluate("document.documentElement.scrollWidth") > 390,
     }
     assert faults[seen]
