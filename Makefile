@@ -6,6 +6,8 @@ SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.10 python3,$(shell $(p) -c 'print("$(p)")' 2>/dev/null)))
 VENV := .venv
 BIN := $(VENV)/bin
+# The tests start hundreds of interpreters; where the environment forbids it, each would compile the suite anew.
+unexport PYTHONDONTWRITEBYTECODE
 RUN := $(shell date -u +%Y%m%d-%H%M%S)
 
 .PHONY: help rehearsal test lint bench wheelhouse clean

@@ -30,7 +30,9 @@ def rows(run: Json) -> list[tuple[str, str]]:
 def _layout(run: Json) -> Iterator[tuple[str, str]]:
     shape = f"{run['num_layers']} layers, hidden size {run['hidden_size']}, sequence length {run['seq_len']}"
     yield "shape", f"{shape if run['num_layers'] else 'the log cannot tell'}, f = {run['checkpoint_factor']}"
-    layout = f"{run['cards']} card(s), data parallel {run['data_parallel']}, global batch size {run['global_batch_size']}"
+    layout = (
+        f"{run['cards']} card(s), data parallel {run['data_parallel']}, global batch size {run['global_batch_size']}"
+    )
     source = run["sources"].get("cards")
     yield "layout", layout + (f" (cards: {source})" if source else "")
     if reading := run["published_layout"]:

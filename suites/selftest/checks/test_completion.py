@@ -28,24 +28,30 @@ def outcome(data, **expected):
 
 
 @pytest.mark.parametrize(
-    ("data", "expected"),
+    ("log", "expected"),
     [
-        (RUN.text(), ("completed", True, Result.PASS)),
-        (RUN.text(last=30), ("truncated", False, Result.FAIL)),
-        (RUN.text()[:-300], ("truncated", False, Result.FAIL)),
-        (RUN.text(last=3, head=False), ("unknown", None, Result.ERROR)),
-        (RUN.text(last=30) + f"{RAISED}RuntimeError: link down\n".encode(), ("crashed", False, Result.FAIL)),
-        (RUN.text(last=30) + f"{RAISED}RuntimeError: out of memory.\n".encode(), ("out_of_memory", False, Result.FAIL)),
-        (RUN.text(last=30) + f"{RAISED}KeyboardInterrupt\n".encode(), ("stopped", False, Result.FAIL)),
-        (RUN.text(last=30) + b"Signal 9 (SIGKILL) received by PID 12\n", ("crashed", False, Result.FAIL)),
+        (lambda: RUN.text(), ("completed", True, Result.PASS)),
+        (lambda: RUN.text(last=30), ("truncated", False, Result.FAIL)),
+        (lambda: RUN.text()[:-300], ("truncated", False, Result.FAIL)),
+        (lambda: RUN.text(last=3, head=False), ("unknown", None, Result.ERROR)),
+        (lambda: RUN.text(last=30) + f"{RAISED}RuntimeError: link down\n".encode(), ("crashed", False, Result.FAIL)),
+        (
+            lambda: RUN.text(last=30) + f"{RAISED}RuntimeError: out of memory.\n".encode(),
+            ("out_of_memory", False, Result.FAIL),
+        ),
+        (lambda: RUN.text(last=30) + f"{RAISED}KeyboardInterrupt\n".encode(), ("stopped", False, Result.FAIL)),
+        (lambda: RUN.text(last=30) + b"Signal 9 (SIGKILL) received by PID 12\n", ("crashed", False, Result.FAIL)),
         # Once train.py has caught something, having logged the last step does not help.
-        (RUN.text() + f"{RAISED}OSError: disk full\n".encode(), ("crashed", False, Result.FAIL)),
+        (lambda: RUN.text() + f"{RAISED}OSError: disk full\n".encode(), ("crashed", False, Result.FAIL)),
         # What a process prints while it closes down is another matter.
-        (RUN.text() + b"Traceback (most recent call last):\n  x\nOSError: closed\n", ("completed", True, Result.PASS)),
+        (
+            lambda: RUN.text() + b"Traceback (most recent call last):\n  x\nOSError: closed\n",
+            ("completed", True, Result.PASS),
+        ),
     ],
-)  # fmt: skip
-def test_outcomes(data, expected):
-    assert outcome(data)[:3] == expected
+)
+def test_outcomes(log, expected):
+    assert outcome(log())[:3] == expected
 
 
 def test_a_run_that_was_told_to_stop():
