@@ -38,6 +38,7 @@ def test_an_honest_device_reaches_the_target(tmp_path):
     assert judgement.metrics["data"]["passes"] > 2
 
 
+@pytest.mark.long
 def test_a_run_stops_at_its_target_when_asked_to(tmp_path):
     """InternEvo ends by its stop file, the attempt before it counts, and the judge accepts the early end."""
     _, said, judgement, red = rehearse(tmp_path, "cpu", "", "--until-target")
