@@ -10,7 +10,7 @@ import numpy as np
 from conformance.checks.finding import Finding, Result
 from conformance.checks.subject import RAW, Bools, Subject, apart, judge, skip
 from conformance.internevo.log import LogHead, Steps
-from conformance.metrics.facts import head_model
+from conformance.metrics.facts import head_model, updates_at
 from conformance.metrics.statistics import robust_sigma
 
 # Two makings of one step agree but for the order of sums in reductions, which training then amplifies.
@@ -250,7 +250,9 @@ def overlap(subject: Subject) -> Finding:
 
 
 def _differ(earlier: Steps, later: Steps) -> Bools:
-    shares = {"num_consumed_tokens": 0.0, "lr": 1e-6, "loss_from_metric": OVERLAP_LOSS, "loss": OVERLAP_LOSS}
+    # A rate may be that of the next step of a warm-up, which InternEvo resumes one ahead; log-lr has the schedule.
+    shares = {"num_consumed_tokens": 0.0, "lr": 1e-6 + 1 / np.maximum(updates_at(earlier), 1.0)}
+    shares |= {"loss_from_metric": OVERLAP_LOSS, "loss": OVERLAP_LOSS}
     bad = np.zeros(len(earlier), dtype=bool)
     for name in shares.keys() & set(earlier) & set(later):
         values = earlier[name]

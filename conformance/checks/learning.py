@@ -40,20 +40,37 @@ def learning_rate(subject: Subject) -> Finding:
     rates, updates = subject.column("lr"), updates_at(subject.steps)
     why = "computed, not measured"
     if optimizer is None or total is None:
-        residual = fit_residual(rates, updates)
-        if residual is None:
+        ahead = updates + _resumed_ahead(subject, updates, updates[np.argmax(rates)])
+        residuals = [residual for at in (updates, ahead) if (residual := fit_residual(rates, at)) is not None]
+        if not residuals:
             return skip(check, "No workload was named, and so few rates show no schedule.")
-        bad: Bools = ~(residual <= FIT_TOLERANCE * rates.max())
+        bads: list[Bools] = [~(residual <= FIT_TOLERANCE * rates.max()) for residual in residuals]
+        bad = min(bads, key=np.count_nonzero)
         relation, peak = "the rates lie on a linear warm-up and one cosine", subject.head.adam.get("lr")
         if isinstance(peak, float) and subject.column("step")[0] == 0:
             # The cosine may begin a step before its peak or after it.
             bad |= abs(rates.max() / peak - 1) > PEAK_TOLERANCE
             relation += f" with the peak of {peak:g} in the log's head"
         return judge(check, subject, bad, relation, why)
-    forms = expected_lr(optimizer, total, updates)
+    ahead = updates + _resumed_ahead(subject, updates, int(total * optimizer.warmup_ratio))
+    forms = (*expected_lr(optimizer, total, updates), *expected_lr(optimizer, total, ahead))
     form = min(forms, key=lambda form: np.count_nonzero(apart(rates, form, LR_TOLERANCE * optimizer.lr)))
     relation = f"the rate warms up to {optimizer.lr:g} and falls on a cosine to {optimizer.eta_min:g} at step {total}"
     return judge(check, subject, apart(rates, form, LR_TOLERANCE * optimizer.lr), relation, why, (rates, form))
+
+
+def _resumed_ahead(subject: Subject, updates: Series, warm_up: float) -> Series:
+    """By how many updates the schedule is ahead of the log.
+
+    InternEvo sets last_epoch to step_count + 1 when it loads a checkpoint (load_scheduler in model_checkpoint.py): from
+    a resumption within the warm-up on, every rate is the one that was due a step later.
+    """
+    ahead = np.zeros(len(updates))
+    if subject.has("segment"):
+        begins = np.flatnonzero(np.diff(subject.column("segment"))) + 1
+        for begin in begins[updates[begins] < warm_up][:1]:
+            ahead[begin:] = 1.0
+    return ahead
 
 
 def loss(subject: Subject) -> Finding:

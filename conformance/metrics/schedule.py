@@ -128,7 +128,8 @@ def fit_residual(lr: Series, updates: Series) -> Series | None:
     rising = lr[: cosine.start]
     bend = np.zeros(len(rising))
     if len(rising) > 3:
-        bend[1:-1] = np.abs(np.diff(rising, 2)) / 2
+        with np.errstate(divide="ignore", invalid="ignore"):  # updates that do not grow are on no line
+            bend[1:-1] = np.abs(np.diff(np.diff(rising) / np.diff(updates[: cosine.start]))) / 2
         bend[-2:] = 0.0  # the kept peak bends the line
     residual: Series = np.concatenate([bend, np.abs(cosine.rates - lr[cosine.start :])])
     return residual

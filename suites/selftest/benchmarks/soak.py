@@ -42,6 +42,7 @@ from conformance.launch.torchrun import RUN_MARK
 from conformance.redaction import redact_run
 from conformance.report.build import write_report
 from conformance.selftest.run import end_journal, good_run
+from conformance.spec import load_workload
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "fixtures"))
@@ -342,6 +343,8 @@ def resume(folder: Path, args: argparse.Namespace) -> list[str]:
     """Kill and resume until the time is up, then compare with the same training that nobody killed."""
     deadline = time.monotonic() + args.hours * 3600
     steps = max(100, int(args.hours * STEPS_PER_HOUR))
+    # InternEvo resumes a warm-up one step ahead: all rates would be others than those of the run that is left alone.
+    first = int(steps * load_workload("tiny-accuracy").optimizer.warmup_ratio) + CHECKPOINT_EVERY
     random_ = random.Random(args.seed)
     (folder / "killed").mkdir()
     training, kills, lasting = Training(folder / "killed", steps), 0, []
@@ -349,7 +352,7 @@ def resume(folder: Path, args: argparse.Namespace) -> list[str]:
     while True:
         process = training.start(newest)
         run = training.attempts[-1]
-        after = random_.randint(1, KILLED_WITHIN_STEPS) + CHECKPOINT_EVERY * (newest is None)  # one to go on from
+        after = random_.randint(1, KILLED_WITHIN_STEPS) + first * (newest is None)
         wait(lambda process=process, after=after: training.made() >= after or ended(process))
         if ended(process) or time.monotonic() > deadline:
             break

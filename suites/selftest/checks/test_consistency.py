@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -351,6 +352,41 @@ def test_segments_of_one_run_must_agree_where_they_overlap():
     assert "log-overlap" in red(run.text(last=80) + again)
     other = Run(total_steps=120, loss=1.5, seed=4)
     assert red(run.text(last=80) + other.text(first=60)) == {"log-overlap"}
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize(
+    ("begins", "ahead", "allowed"),
+    [
+        ((40, 90), (1, 1), True),  # within the warm-up of 100 steps, and ever after
+        ((40, 60), (1, 1), True),
+        ((40, 150), (1, 1), True),
+        ((120,), (0,), True),
+        ((40,), (0,), True),  # as it would be without that fault of InternEvo
+        ((120,), (1,), False),
+        ((40,), (2,), False),
+        ((40,), (-1,), False),
+    ],
+)
+def test_a_resumption_within_the_warm_up_is_one_step_ahead(begins, ahead, allowed, named):
+    """load_scheduler of InternEvo sets last_epoch to step_count + 1; a vendor cannot help it."""
+    run = Run(total_steps=1000, warmup_ratio=0.1, lr=4e-5)
+    workload = load_workload("llama2-7b-accuracy")
+    optimizer = replace(workload.optimizer, warmup_ratio=0.1, lr=4e-5, eta_min=4e-6)
+    expected = {"workload": replace(workload, total_steps=1000, optimizer=optimizer)} if named else {}
+    data = run.text(last=begins[0] + 9)
+    for begin, by, last in zip(begins, ahead, (*(after + 9 for after in begins[1:]), 1000), strict=True):
+        data += replace(run, ahead=by).text(first=begin, last=last)
+    found = red(data, **expected) & {"log-lr", "log-overlap"}
+    assert ("log-lr" in found) is not allowed
+    assert not (allowed and found)
+
+
+def test_a_rate_that_two_segments_have_may_be_a_step_of_a_warm_up_apart_and_no_more():
+    run = Run(total_steps=1000, warmup_ratio=0.1)
+    earlier, later = run.text(last=60), replace(run, ahead=1).text(first=40, last=80)
+    assert "log-overlap" not in red(earlier + later)
+    assert "log-overlap" in red(earlier + mutate(later, "lr", times(1.01), step=50))
 
 
 @pytest.mark.parametrize("head", [True, False])
