@@ -485,6 +485,9 @@ def test_what_does_not_fit_is_refused_before_it_is_written(tmp_path: Path, monke
     runs = {f"logs/node{node}/rank0.log": large for node in range(3)}
     with pytest.raises(ArchiveError, match=f"at most {16 * 2**30} fit; nothing was written.*Submit fewer runs"):
         write_bundle(tmp_path / "x.tar", {REPORT: b"{}", **runs})
+    os.truncate(large, 8 * 2**30 - 1)
+    with pytest.raises(pytest.fail.Exception, match="writing had begun"):
+        write_bundle(tmp_path / "x.tar", {REPORT: b"{}", LOG: large})
     os.truncate(large, 8 * 2**30)
     with pytest.raises(ArchiveError, match=f"'{LOG}' has {8 * 2**30} bytes, at most {8 * 2**30 - 1} fit"):
         write_bundle(tmp_path / "x.tar", {REPORT: b"{}", LOG: large})

@@ -74,6 +74,7 @@ def test_an_honest_bundle_answers_every_question_with_yes(honest):
     assert set(answers(verification).values()) == {"yes"}
     assert verification.verdict is Verdict.REHEARSAL
     assert verification.vendor == VENDOR
+    assert sentence(verification, "plan")[1] == "3 checks passed."
     signed = len(archive.read_index(bundle).members) - 1
     assert sentence(verification, "files")[1] == f"All {signed} files have the signed SHA-256."
     assert list(answers(verification)) == [
@@ -361,6 +362,18 @@ CHALLENGE_ATTACKS = {
         "the challenge was issued 2026-11-24T11:00:00Z",
     ),
 }
+
+
+@pytest.mark.parametrize(("seconds", "answer"), [(0, "yes"), (-1, "no")])
+def test_a_run_may_begin_when_its_challenge_is_issued_and_not_before(lab, seconds, answer):
+    run = lab.run()
+    started = json.loads((run / evidence.RUN).read_text())["started"]
+    issued = datetime.fromisoformat(started).replace(microsecond=0)
+    run = lab.run("second", lab.challenge(issued=issued))
+    begun = (issued + timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
+    edit(run / evidence.RUN, lambda record: record.update(started=begun))
+    refresh(run)
+    assert sentence(verify(lab.bundle(run), lab.bench()), "challenge")[0] == answer
 
 
 @pytest.mark.parametrize("attack", CHALLENGE_ATTACKS)
@@ -686,16 +699,18 @@ def test_a_waiver_that_does_not_apply(lab, change):
     assert verify(broken_config(lab), lab.bench(waiver(**change))).verdict is Verdict.NOT_CONFORMANT
 
 
-def patched(lab, change=lambda run: None):
+def patched(lab, change=lambda run: None, names=("own.diff",)):
     run = lab.run()
     change(run)
     (run / "patches").mkdir()
-    (run / "patches/own.diff").write_text("--- a\n+++ b\n")
-    digest = index_digest((run / "patches/own.diff").read_bytes())
-    entry = {"name": "own.diff", "sha256": digest, "files": [], "reason": "speed"}
-    edit(run / evidence.RUN, lambda record: record.update(patch_files=[entry]))
+    entries = []
+    for name in names:
+        (run / "patches" / name).write_text(f"--- a/{name}\n+++ b/{name}\n")
+        digest = index_digest((run / "patches" / name).read_bytes())
+        entries.append({"name": name, "sha256": digest, "files": [], "reason": "speed"})
+    edit(run / evidence.RUN, lambda record: record.update(patch_files=entries))
     end_journal(run)
-    return lab.bundle(run), digest
+    return lab.bundle(run), *(entry["sha256"] for entry in entries)
 
 
 @pytest.mark.parametrize(
@@ -713,6 +728,16 @@ def test_a_vendors_patch_is_the_labs_to_rule_on(lab, ruling, verdict, answer):
     verification = verify(bundle, lab.bench(rule))
     assert verification.verdict is verdict
     assert sentence(verification, "source")[0] == answer
+
+
+def test_of_several_patches_those_that_were_refused_are_named(lab):
+    bundle, *digests = patched(lab, names=("fast.diff", "own.diff"))
+    rulings = [{"sha256": digest, "accepted": digest == digests[1], "reason": "read"} for digest in digests]
+    verification = verify(bundle, lab.bench(lambda document: document["patches"].extend(rulings)))
+    assert sentence(verification, "source") == (
+        "no",
+        "patches-declared: The lab refused patches/fast.diff. patches/fast.diff: read; patches/own.diff: read.",
+    )
 
 
 def test_a_ruling_on_a_patch_settles_nothing_else(lab):
