@@ -409,6 +409,7 @@ def test_two_nodes_that_are_started_one_by_one_share_their_checks_over_workers(t
     assert seeds[0] == seeds[1] != 1024
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_two_nodes_of_this_machine_pass_as_one_cluster_and_leave_their_evidence(tmp_path):
     pytest.importorskip("torch", reason="torch is not installed; `make test` installs it")
