@@ -48,9 +48,8 @@ $(VENV)/.packages: $(VENV)/.rehearsal
 	fi
 	@touch $@
 
-# Three workers on two cores: a third of the time goes by in tests that wait for a limit, a daemon or a lost node.
 test: lint $(VENV)/.packages ## the suite's own tests
-	@$(BIN)/python -m pytest suites/selftest -q -rs -n 3 --dist worksteal -m "not long"
+	@$(BIN)/python -m pytest suites/selftest -q -rs -n 2 --dist worksteal -m "not long"
 
 lint: $(VENV)/.dev ## ruff, strict mypy, and the one direction of imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo
