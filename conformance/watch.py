@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shutil
 import threading
@@ -17,6 +16,7 @@ from conformance.internevo.config import CHECKPOINT_FOLDER, STOP_FILE
 from conformance.internevo.log import parse_log
 from conformance.judgement import DUMMY, curve_of, origin_of, rank_logs, rank_records
 from conformance.launch.detect import Fault, NodeView, Step
+from conformance.launch.disk import Bridge
 from conformance.launch.supervise import Display, Interrupted
 from conformance.metrics.curve import STEPS, compare
 from conformance.metrics.loss import WINDOW
@@ -225,7 +225,7 @@ class Watch:
 
     def _order_stop(self, step: int) -> None:
         path = self._run / "work" / STOP_FILE
-        with contextlib.suppress(OSError):  # a file system over the network: it is ordered again after the next step
+        with Bridge().bridged():  # what was refused is ordered again after the next step
             # InternEvo reads it at any moment and dies of an empty one.
             path.with_suffix(".new").write_text(str(step))
             path.with_suffix(".new").replace(path)

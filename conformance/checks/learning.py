@@ -40,8 +40,8 @@ def learning_rate(subject: Subject) -> Finding:
     rates, updates = subject.column("lr"), updates_at(subject.steps)
     why = "computed, not measured"
     if optimizer is None or total is None:
-        ahead = updates + _resumed_ahead(subject, updates, updates[np.argmax(rates)])
-        residuals = [residual for at in (updates, ahead) if (residual := fit_residual(rates, at)) is not None]
+        positions = _positions(subject, updates, updates[np.argmax(rates)])
+        residuals = [residual for at in positions if (residual := fit_residual(rates, at)) is not None]
         if not residuals:
             return skip(check, "No workload was named, and so few rates show no schedule.")
         bads: list[Bools] = [~(residual <= FIT_TOLERANCE * rates.max()) for residual in residuals]
@@ -52,25 +52,22 @@ def learning_rate(subject: Subject) -> Finding:
             bad |= abs(rates.max() / peak - 1) > PEAK_TOLERANCE
             relation += f" with the peak of {peak:g} in the log's head"
         return judge(check, subject, bad, relation, why)
-    ahead = updates + _resumed_ahead(subject, updates, int(total * optimizer.warmup_ratio))
-    forms = (*expected_lr(optimizer, total, updates), *expected_lr(optimizer, total, ahead))
+    positions = _positions(subject, updates, int(total * optimizer.warmup_ratio))
+    forms = [form for at in positions for form in expected_lr(optimizer, total, at)]
     form = min(forms, key=lambda form: np.count_nonzero(apart(rates, form, LR_TOLERANCE * optimizer.lr)))
     relation = f"the rate warms up to {optimizer.lr:g} and falls on a cosine to {optimizer.eta_min:g} at step {total}"
     return judge(check, subject, apart(rates, form, LR_TOLERANCE * optimizer.lr), relation, why, (rates, form))
 
 
-def _resumed_ahead(subject: Subject, updates: Series, warm_up: float) -> Series:
-    """By how many updates the schedule is ahead of the log.
+def _positions(subject: Subject, updates: Series, warm_up: float) -> list[Series]:
+    """Where on its schedule each line may be, in updates: where the log says, or from a resumption on a step ahead.
 
     InternEvo sets last_epoch to step_count + 1 when it loads a checkpoint (load_scheduler in model_checkpoint.py): from
     a resumption within the warm-up on, every rate is the one that was due a step later.
     """
-    ahead = np.zeros(len(updates))
-    if subject.has("segment"):
-        begins = np.flatnonzero(np.diff(subject.column("segment"))) + 1
-        for begin in begins[updates[begins] < warm_up][:1]:
-            ahead[begin:] = 1.0
-    return ahead
+    begins = np.flatnonzero(np.diff(subject.column("segment"))) + 1 if subject.has("segment") else np.zeros(0, np.intp)
+    within = begins[updates[begins] < warm_up]
+    return [updates, updates + (np.arange(len(updates)) >= within[0])] if len(within) else [updates]
 
 
 def loss(subject: Subject) -> Finding:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -98,15 +99,21 @@ def test_an_order_that_came_too_late_is_given_again(run):
 def test_an_order_that_could_not_be_written_is_given_again_and_ends_no_run(run, monkeypatch):
     watch = Watch(LONG, run, Shown(), until_target=True)
     with monkeypatch.context() as network:
-        network.setattr(Path, "replace", lambda *_: refused())
+        network.setattr(Path, "replace", lambda *_: refused(errno.ESTALE))
         feed(watch, noisy(TARGET - 0.2, 20))
     assert stop_of(run) is None
     feed(watch, noisy(TARGET - 0.2, 1), 20)
     assert stop_of(run) == 21 + STOP_MARGIN
 
 
-def refused():
-    raise OSError(errno.ESTALE, "Stale file handle")
+def test_an_order_for_which_the_disk_has_no_room_is_told(run, monkeypatch):
+    monkeypatch.setattr(Path, "replace", lambda *_: refused(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left on device"):
+        feed(Watch(LONG, run, Shown(), until_target=True), noisy(TARGET - 0.2, 20))
+
+
+def refused(number):
+    raise OSError(number, os.strerror(number))
 
 
 def test_it_does_not_stop_unasked(run):

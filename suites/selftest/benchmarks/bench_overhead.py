@@ -63,11 +63,16 @@ def main() -> int:
 
 def under_suite(run: Path, options: list[str]) -> Path:
     """Make a run with the suite; the verdict does not matter here, the steps do."""
-    command = [sys.executable, "-m", "pytest", "suites/perf", "-q", "--run-dir", str(run)]
-    told = subprocess.run([*command, "--reports", str(run.parent), *options], cwd=ROOT, capture_output=True, text=True)
+    told = subprocess.run(suite_command(run, options), cwd=ROOT, capture_output=True, text=True)
     if not (run / evidence.RUN).exists():
         raise SystemExit(f"The suite made no run:\n{told.stdout[-2000:]}{told.stderr[-2000:]}")
     return run
+
+
+def suite_command(run: Path, options: list[str]) -> list[str]:
+    """What makes a run with the suite."""
+    command = [sys.executable, "-m", "pytest", "suites/perf", "-q", "--run-dir", str(run)]
+    return [*command, "--reports", str(run.parent), *options]
 
 
 def bare(run: Path, model: Path) -> Path:
@@ -87,11 +92,15 @@ def bare(run: Path, model: Path) -> Path:
     return run
 
 
+def logged_tgs(run: Path) -> dict[int, float]:
+    """TGS by step, as far as it is logged."""
+    logs = b"".join(log.read_bytes() for log in sorted(run.glob("logs/node*/rank*.log")))
+    return {int(match["step"]): float(match["tgs"]) for match in STEP.finditer(logs)}
+
+
 def warm_tgs(run: Path) -> dict[int, float]:
     """TGS by step after the warm-up."""
-    logs = b"".join(log.read_bytes() for log in sorted(run.glob("logs/node*/rank*.log")))
-    logged = {int(match["step"]): float(match["tgs"]) for match in STEP.finditer(logs)}
-    warm = {step: tgs for step, tgs in logged.items() if step >= WARM_UP_STEPS}
+    warm = {step: tgs for step, tgs in logged_tgs(run).items() if step >= WARM_UP_STEPS}
     if not warm:
         raise SystemExit(f"The run in {run} logged no step after its warm-up; its logs are in {run / 'logs'}.")
     return warm

@@ -18,14 +18,13 @@ import math
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import psutil
-from bench_overhead import ROOT, WARM_UP_STEPS, warm_tgs
+from bench_overhead import ROOT, WARM_UP_STEPS, logged_tgs, suite_command, warm_tgs
 
 from conformance import evidence
 
@@ -73,14 +72,12 @@ def run_in_phases(run: Path, steps: int, stopped_in: int, options: list[str]) ->
     Returns:
         TGS by step.
     """
-    command = [sys.executable, "-m", "pytest", "suites/perf", "-q", "--run-dir", str(run)]
-    command += ["--reports", str(run.parent), *options]
     with (run.parent / f"{run.name}.out").open("w+") as told:
-        suite = subprocess.Popen(command, cwd=ROOT, stdout=told, stderr=subprocess.STDOUT)
+        suite = subprocess.Popen(suite_command(run, options), cwd=ROOT, stdout=told, stderr=subprocess.STDOUT)
         stopped: list[psutil.Process] = []
         try:
             while suite.poll() is None:
-                made = steps_made(run)
+                made = len(logged_tgs(run))
                 stop = made < steps and phase_of(made) >= 0 and phase_of(made) % 2 == stopped_in
                 if stop and not stopped:
                     stopped = parts(psutil.Process(suite.pid))
@@ -91,18 +88,10 @@ def run_in_phases(run: Path, steps: int, stopped_in: int, options: list[str]) ->
                 time.sleep(POLL_SECONDS)
         finally:
             signalled(stopped, signal.SIGCONT)
-        if steps_made(run) < steps or not (run / evidence.REPORT).exists():
+        if len(logged_tgs(run)) < steps or not (run / evidence.REPORT).exists():
             told.seek(0)
             raise SystemExit(f"The run did not come to its end:\n{told.read()[-3000:]}")
     return warm_tgs(run)
-
-
-def steps_made(run: Path) -> int:
-    """Steps logged so far; 0 during the warm-up."""
-    try:
-        return max(warm_tgs(run)) + 1
-    except SystemExit:
-        return 0
 
 
 def parts(suite: psutil.Process) -> list[psutil.Process]:
