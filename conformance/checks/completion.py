@@ -9,6 +9,8 @@ from conformance.checks.finding import Finding, Result
 from conformance.internevo.log import Event
 
 RESUME = "Look at loss, grad_norm and loss_scale of the last logged steps; resume from the last checkpoint before them."
+GO_ON = "Go on from its checkpoint with --resume RUN."
+KILLED = "Look at the system log of the logging host: a process that is killed leaves no line of its own."
 OUT_OF_MEMORY_SIGNS = ("out of memory", "outofmemory")
 
 
@@ -81,9 +83,9 @@ def completed(
     if not exceptions and skipped_at_end:
         return base
     if not exceptions:
-        step = "Look at the system log of the logging host: a process that is killed leaves no line of its own."
-        ending = "the run was stopped" if outcome == "stopped" else "then the log ends"
-        return replace(base, message=f"{told}; {ending}.", next_step=step)
+        stopped = outcome == "stopped"
+        ending = "it was told to stop, and saved a checkpoint" if stopped else "then the log ends"
+        return replace(base, message=f"{told}; {ending}.", next_step=GO_ON if stopped else KILLED)
     event = exceptions[-1]
     where = "a rank" if event.rank is None else f"rank {event.rank}"
     where += f" on {event.host}" if event.host else ""

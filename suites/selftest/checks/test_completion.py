@@ -57,7 +57,9 @@ def test_outcomes(log, expected):
 def test_a_run_that_was_told_to_stop():
     saved = "2026-01-01 00:05:00,000\tINFO model_checkpoint.py:1239 in save_checkpoint -- "
     text = RUN.text(last=30) + f"{saved}Saving checkpoint to `local:ckpt/30` at batch count:30...\n".encode()
-    assert outcome(text)[0] == "stopped"
+    ending, _, result, message = outcome(text)
+    assert (ending, result) == ("stopped", Result.FAIL)
+    assert message.endswith("it was told to stop, and saved a checkpoint.")
     assert outcome(RUN.text(last=30, head=False) + text[-20:])[0] == "truncated"
 
 
