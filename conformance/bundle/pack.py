@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from conformance import evidence
+from conformance import evidence, journal
 from conformance.bundle import archive, submission, system
 from conformance.errors import EvidenceError
 from conformance.evidence import RunDirectory
@@ -103,8 +103,8 @@ def submit(
         The index of what was written, and the submission's statement.
 
     Raises:
-        EvidenceError: A run has no report or was changed since; two have one name, or answer different challenges; the
-            system description is incomplete or contradicts the evidence.
+        EvidenceError: A run has no report or was changed since; two have one name, answer different challenges, or one
+            goes on from the other; the system description is incomplete or contradicts the evidence.
         SignatureError: The statement breaks its schema.
         ArchiveError: The bundle cannot be written.
     """
@@ -126,6 +126,7 @@ def submit(
         if report.predicate["challenge"] is not None:
             members[evidence.CHALLENGE] = (run / evidence.CHALLENGE).read_bytes()
             digests[evidence.CHALLENGE] = report.subjects[evidence.CHALLENGE]
+    _require_last_attempts([run / evidence.JOURNAL for run in runs], list(reports))
     predicate = {
         "suite": this_suite(),
         **submission.describe(vendor, facts, reports),
@@ -148,6 +149,19 @@ def _members(run: Path, report: Statement, prefix: str) -> Iterator[tuple[str, P
 def _sha256(content: Path | bytes) -> str:
     assert isinstance(content, bytes)
     return hashlib.sha256(content).hexdigest()
+
+
+def _require_last_attempts(journals: Sequence[Path], names: Sequence[str]) -> None:
+    """What an attempt left is in the one that went on from it; by itself it is a run that did not come to its end."""
+    for path in journals:
+        for attempt in journal.attempts(journal.parse(path.read_bytes()).entries):
+            earlier = [one.run for one in attempt.chain() if one.run in names]
+            if earlier and attempt.run in names:
+                raise EvidenceError(
+                    f"{quoted(attempt.run)} goes on from {quoted(earlier[-1])} and holds its evidence; expected the "
+                    "last attempt alone.",
+                    f"Leave {quoted(earlier[-1])} out.",
+                )
 
 
 def _require_unchanged(run: Path, report: Statement) -> None:

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,8 +16,12 @@ from conformance.bundle import archive, submission
 from conformance.bundle.pack import read_reports, submit
 from conformance.cli import main
 from conformance.errors import EvidenceError, SignatureError
+from conformance.evidence import RunDirectory
+from conformance.judgement import judge
 from conformance.report import dsse, keys, statement
+from conformance.report.build import write_report
 
+ROOT = Path(__file__).resolve().parents[3]
 TOLD = {"nodes": 1, "accelerator": "ACME X1", "accelerators_per_node": 8, "kernel": "6.1", "framework": "2.6.0"}
 SYSTEM = {**STATED, **TOLD}
 SUITE = {"name": "internevo-conformance", "version": "0.1.0", "tree_digest": "0" * 64}
@@ -153,6 +158,15 @@ def test_two_runs_of_one_name_are_refused(two_runs, stated, key, tmp_path):
     shutil.copytree(two_runs[0], tmp_path / "else" / two_runs[0].name)
     with pytest.raises(EvidenceError, match="Two runs are called 'run'"):
         submit([two_runs[0], tmp_path / "else" / two_runs[0].name], "ACME", stated, key, False, tmp_path / "s.tar")
+
+
+def test_an_attempt_that_another_goes_on_from_is_refused(stated, key, tmp_path):
+    first, last = tmp_path / "seed1024", tmp_path / "seed1024-resumed"
+    shutil.copytree(ROOT / "fixtures" / "tiny-accuracy-run", last)
+    write_report(last, judge(RunDirectory(last)), None)
+    shutil.copytree(last, first)
+    with pytest.raises(EvidenceError, match="'seed1024-resumed' goes on from 'seed1024' and holds its evidence"):
+        submit([first, last], "ACME", stated, key, False, tmp_path / "s.tar")
 
 
 @pytest.mark.parametrize("vendor", ["", "  ", "AC\x1b[2JME", "A\nB", "\u202eEMCA"])
