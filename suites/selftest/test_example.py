@@ -14,6 +14,7 @@ from conformance.report import keys
 EXAMPLE = Path(__file__).parents[2] / "reports" / "example"
 BUNDLE = EXAMPLE / "h200-slice.tar"
 TWO_DEVICES = EXAMPLE / "h200x2-slice.tar"
+SEVEN_B = EXAMPLE / "h200x2-7b.tar"
 
 
 @pytest.fixture
@@ -23,13 +24,16 @@ def bench():
     return Bench(read, datetime.now(timezone.utc))
 
 
-@pytest.mark.parametrize(("bundle", "trained"), [(BUNDLE, 2), (TWO_DEVICES, 4)])
-def test_it_holds(bench, bundle, trained):
+@pytest.mark.parametrize(
+    ("bundle", "trained", "verdict"),
+    [(BUNDLE, 2, Verdict.REHEARSAL), (TWO_DEVICES, 4, Verdict.REHEARSAL), (SEVEN_B, 1, Verdict.CONFORMANT)],
+)
+def test_it_holds(bench, bundle, trained, verdict):
     verification = verify(bundle, bench)
     answers = {answer.id: answer.answer for answer in verification.answers}
     # Where this suite finds something else in it than the one that signed it: python reports/example/rebuild.py
     assert set(answers.values()) == {"yes"}, verification.answers
-    assert verification.verdict is Verdict.REHEARSAL
+    assert verification.verdict is verdict
     assert sorted(run.predicate["kind"] for run in verification.runs) == ["perf"] * trained + ["preflight"]
     assert {device["model"] for run in verification.runs for device in run.predicate["devices"]} == {"NVIDIA H200"}
 
