@@ -143,7 +143,7 @@ def prepare(option: Any, workload: Workload) -> tuple[Request, Site]:
 def _request(option: Any, workload: Workload, device: Device) -> tuple[Request, bytes | None]:
     """What the options ask for of a workload, which a plan exists for, and the challenge that it answers, if any."""
     if option.resume is None:
-        nodes = 1 if option.nodes is None else option.nodes
+        nodes = nodes_asked(option)
         request = Request(
             workload.name,
             nodes,
@@ -232,9 +232,25 @@ def _require_journalled(resumed: Path, reports: Path, request: Request) -> None:
         )
 
 
-def _devices_per_node(workload: Workload, device: Device, nodes: int, option: Any) -> int:
+def nodes_asked(option: Any) -> int:
+    """Tell how many nodes were asked for.
+
+    Args:
+        option: pytest's parsed options.
+
+    Returns:
+        The number of nodes; 1 where none was given.
+
+    Raises:
+        ConformanceError: No node was asked for, or no device on each.
+    """
+    nodes = 1 if option.nodes is None else option.nodes
     if nodes < 1 or (option.devices_per_node is not None and option.devices_per_node < 1):
         raise ConformanceError("--nodes and --devices-per-node count nodes and devices; expected 1 or more.")
+    return int(nodes)
+
+
+def _devices_per_node(workload: Workload, device: Device, nodes: int, option: Any) -> int:
     reference = max(1, workload.reference.cards // nodes)
     if device.name == "cpu" and workload.mark == "tiny":
         return option.devices_per_node or reference

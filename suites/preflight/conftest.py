@@ -51,6 +51,7 @@ def _request(config):
     """What is to be measured, refused before anything starts where it cannot be; one device a worker under xdist."""
     from conformance.internevo.source import find_source, require_pinned
     from conformance.launch.launcher import find_place
+    from conformance.options import nodes_asked
     from conformance.plan import Topology, make_plan, parse_overrides
     from conformance.preflight.session import Request, default_workload
     from conformance.report.build import signer
@@ -58,9 +59,7 @@ def _request(config):
 
     option = config.option
     device, found = _device(config), _found(config)
-    nodes = 1 if option.nodes is None else option.nodes
-    if nodes < 1 or (option.devices_per_node is not None and option.devices_per_node < 1):
-        raise ConformanceError("--nodes and --devices-per-node count nodes and devices; expected 1 or more.")
+    nodes = nodes_asked(option)
     place = find_place(
         nodes, option.launcher, option.node_rank, option.master_addr, option.master_port, dict(os.environ)
     )
