@@ -3,7 +3,7 @@
 # 7B accuracy. One stage a call, since each takes minutes; what came of all so far lies in OUT/reports, and without checkpoints and
 # caches in OUT/reports.tgz, from which `conformance bundle` makes a submission elsewhere.
 #
-#   reference_logs/eight_devices.sh preflight|perf|accuracy|resume OUT INTERNEVO [DATA]
+#   reference_logs/official_7b.sh preflight|perf|accuracy|resume OUT INTERNEVO [DATA]
 #
 #   preflight  the whole preflight, one worker a device
 #   perf       `pytest suites/perf -m 7b --nodes 1` once; call it three times
