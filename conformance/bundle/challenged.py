@@ -56,7 +56,7 @@ def challenge_answer(facts: BundleFacts, vendor: str, bench: Bench) -> Reply:
 
 
 def nonces(facts: BundleFacts) -> tuple[str, ...]:
-    """The nonces that the runs' own files carry, whatever the reports say.
+    """The nonces that the trained runs' own files carry, whatever the reports say; a preflight answers none.
 
     Args:
         facts: The bundle.
@@ -66,6 +66,8 @@ def nonces(facts: BundleFacts) -> tuple[str, ...]:
     """
     found = set()
     for run in facts.runs:
+        if run.kind == "preflight":
+            continue
         with contextlib.suppress(ConformanceError):  # a malformed one is refused as an answer
             found |= {challenges.parse(run.challenge).nonce} if run.challenge is not None else set()
     return tuple(sorted(found))

@@ -257,28 +257,31 @@ def _parse_spent(data: bytes, path: Path) -> Spent:
         entry = strictjson.loads(line, what=f"Line {number} of {path}")
         series = entry.get("series", []) if isinstance(entry, dict) else []  # an older suite wrote none
         match entry:
+            # Without a challenge a run is noted by what it logged alone.
+            case {"nonce": None, "report_id": str(report_id)} if isinstance(series, list):
+                pass
             case {"nonce": str(nonce), "report_id": str(report_id)} if nonces.get(
                 nonce, report_id
             ) == report_id and isinstance(series, list):
                 nonces[nonce] = report_id
-                for one in series:
-                    found.setdefault(str(one), report_id)
             case _:
                 raise EvidenceError(f"Line {number} of {path} is not a new nonce with its report_id.")
+        for one in series:
+            found.setdefault(str(one), report_id)
     return Spent(nonces, found)
 
 
 def spend(path: Path, nonces: Sequence[str], series: Sequence[str], report_id: str) -> None:
-    """Note that challenges were answered; of two reports that answer one at the same time, the second is refused.
+    """Note which challenges were answered, and by which runs; of two reports with the same, the second is refused.
 
     Args:
         path: The lab's list.
-        nonces: Their nonces.
-        series: Digests of what the runs that answered them logged.
+        nonces: Nonces of the challenges; none where the policy requires none.
+        series: Digests of what the runs logged.
         report_id: The report's id.
 
     Raises:
-        EvidenceError: Another report has spent one; or the list cannot be read or written.
+        EvidenceError: Another report has spent one or has such a run; or the list cannot be read or written.
         JsonError: A line of it is no strict JSON.
     """
     try:
@@ -286,14 +289,23 @@ def spend(path: Path, nonces: Sequence[str], series: Sequence[str], report_id: s
             fcntl.flock(stream, fcntl.LOCK_EX)  # released when it is closed
             data = stream.read()
             stream.seek(0, os.SEEK_END)
-            known = _parse_spent(data, path).nonces
+            known = _parse_spent(data, path)
             for nonce in nonces:
-                if known.get(nonce, report_id) != report_id:
+                if known.nonces.get(nonce, report_id) != report_id:
                     raise EvidenceError(
-                        f"The challenge {nonce[:16]} was spent meanwhile by the report {known[nonce]}.",
+                        f"The challenge {nonce[:16]} was spent meanwhile by the report {known.nonces[nonce]}.",
                         "Verify the bundle again.",
                     )
-            lines = [{"nonce": n, "report_id": report_id, "series": sorted(series)} for n in nonces if n not in known]
+            for one in series:
+                if known.series.get(one, report_id) != report_id:
+                    raise EvidenceError(
+                        f"A run of it became known meanwhile by the report {known.series[one]}.",
+                        "Verify the bundle again.",
+                    )
+            new: list[str | None] = [nonce for nonce in nonces if nonce not in known.nonces]
+            if not nonces and not known.series.keys() >= set(series):
+                new = [None]
+            lines = [{"nonce": nonce, "report_id": report_id, "series": sorted(series)} for nonce in new]
             whole = b"" if data.endswith(b"\n") or not data else b"\n"
             journal.append_whole(stream.fileno(), whole + b"".join(strictjson.dumps(line) + b"\n" for line in lines))
     except OSError as error:

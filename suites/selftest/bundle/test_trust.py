@@ -21,6 +21,7 @@ from lab import (
     attempt,
     edit,
     end_journal,
+    members_of,
     refresh,
 )
 
@@ -440,6 +441,14 @@ def test_it_is_known_again_at_another_vendor_and_without_a_challenge(lab):
     refresh(old)
     without = lab.bundle(old, name="z.tar")
     assert "are those of a run" in sentence(verify(without, lab.bench(none_required, spent=spent)), "challenge")[1]
+
+
+def test_a_preflight_answers_no_challenge_and_spends_none(lab):
+    """Another vendor's, laid beside a preflight, would be spent with the bundle."""
+    bundle = lab.with_preflight()
+    copied = lab.resubmitted(members_of(bundle), "preflight", changed={evidence.CHALLENGE: lab.challenge("Other")})
+    assert verify(copied).nonces == verify(bundle).nonces
+    assert len(verify(bundle).nonces) == 1
 
 
 def test_a_spent_challenge_is_refused(honest):

@@ -103,11 +103,24 @@ def test_the_spent_list_grows_and_reads_back(tmp_path):
     assert challenge.read_spent(path) == challenge.Spent()
     path.write_text('{"nonce": "of an older suite", "report_id": "0"}')  # no series, and no end of its line
     challenge.spend(path, ["a" * 64], ["s" * 64], "1" * 64)
-    challenge.spend(path, ["b" * 64, "c" * 64], ["t" * 64, "s" * 64], "2" * 64)
+    challenge.spend(path, ["b" * 64, "c" * 64], ["t" * 64, "u" * 64], "2" * 64)
     challenge.spend(path, ["b" * 64], ["t" * 64], "2" * 64)  # a report that is stated again
     nonces = {"of an older suite": "0", "a" * 64: "1" * 64, "b" * 64: "2" * 64, "c" * 64: "2" * 64}
-    assert challenge.read_spent(path) == challenge.Spent(nonces, {"s" * 64: "1" * 64, "t" * 64: "2" * 64})
+    assert challenge.read_spent(path) == challenge.Spent(
+        nonces, {"s" * 64: "1" * 64, "t" * 64: "2" * 64, "u" * 64: "2" * 64}
+    )
     assert len(path.read_bytes().splitlines()) == 4
+
+
+def test_runs_without_a_challenge_are_known_again_too(tmp_path):
+    path = tmp_path / "spent.jsonl"
+    path.touch()
+    for _ in range(2):  # a report that is stated again adds nothing
+        challenge.spend(path, [], ["s" * 64], "1" * 64)
+    assert challenge.read_spent(path) == challenge.Spent({}, {"s" * 64: "1" * 64})
+    assert len(path.read_bytes().splitlines()) == 1
+    with pytest.raises(EvidenceError, match=f"became known meanwhile by the report {'1' * 64}"):
+        challenge.spend(path, ["a" * 64], ["s" * 64], "2" * 64)
 
 
 def test_of_two_reports_that_answer_one_challenge_at_once_the_second_is_refused(tmp_path):
