@@ -82,9 +82,11 @@ def _further_apart(subject: Subject, earlier: Series, lag_seconds: float) -> Boo
     """Where a speed that was timed before tgs is not it, read up to a time earlier."""
     later, seconds = subject.column("tgs"), subject.step_seconds()
     seconds = np.ones(len(later)) if seconds is None else seconds
-    above = later * (CLOCK_SHARE + lag_seconds / seconds) + 2 * HALF_CENT
-    below = later * (CLOCK_SHARE + CLOCK_BACK / seconds) + 2 * HALF_CENT
-    inside: Bools = (earlier <= later + above) & (earlier >= later - below)
+    # What was read before a pause is a speed over the time without it.
+    without = np.maximum(1 - lag_seconds / seconds, 0)
+    above = later * (1 + CLOCK_SHARE) + 2 * HALF_CENT
+    below = later * (1 - CLOCK_SHARE - CLOCK_BACK / seconds) - 2 * HALF_CENT
+    inside: Bools = (earlier * without <= above) & (earlier >= below)
     return ~inside
 
 

@@ -229,6 +229,13 @@ def test_a_busy_host_may_hold_a_process_up_between_two_readings_of_the_clock_on_
     assert held_up(1, seconds=-0.05) == checks
 
 
+def test_a_pause_may_be_most_of_a_short_step():
+    """90 ms after a step of 150 ms: what is read before the pause is 1.6 times tgs."""
+    run = Run(seconds=0.15)
+    held_up = mutate(run.text(), "tgs (tokens/gpu/second)", times(run.seconds / (run.seconds + 0.09)), step=5)
+    assert not {"log-flops", "log-speeds"} & red(held_up)
+
+
 def test_figures_that_are_raised_together_contradict_the_clock():
     data = SLICE
     for name in ("last_tgs_1", "tgs_all", "tgs_avg", "tgs_SMA", "last_tgs_10"):
