@@ -518,9 +518,15 @@ def analyse_attempts(attempts: Sequence[Attempt], plan: Plan, limits: Limits) ->
     """
     speaking = []
     for each in attempts:
-        names = [name for name, runs in each.logs.items() if any(len(run.steps) for run in runs)]
+        names = [name for name, runs in each.logs.items() for run in runs if len(run.steps)]
+        if len(set(names)) > 1:
+            told = ", ".join(dict.fromkeys(names))
+            raise EvidenceError(f"The training metrics stand in {len(set(names))} logs: {told}; expected one.")
         if len(names) > 1:
-            raise EvidenceError(f"The training metrics stand in {len(names)} logs: {', '.join(names)}; expected one.")
+            raise EvidenceError(
+                f"{names[0]} holds the steps of {len(names)} processes; expected the one that an attempt starts.",
+                "Give each attempt's logs as they were written.",
+            )
         speaking.append(names[0] if names else "")
     last = attempts[-1]
     # Without any step the first rank's log still tells which exception came first.

@@ -388,7 +388,8 @@ def _devices(facts: BundleFacts) -> Reply:
 
 def _runs(facts: BundleFacts, bench: Bench) -> Reply:
     for first, second in combinations(facts.runs, 2):
-        if first.attempt == second.attempt or (_log(first) is not None and _log(first) == _log(second)):
+        alike = (what(first) is not None and what(first) == what(second) for what in (_log, _made))
+        if first.attempt == second.attempt or any(alike):
             return "no", f"{first.name} and {second.name} are one and the same run."
     if bench.policy is None:
         return "open", f"{len(facts.runs)} here; how many are required, only a policy says."
@@ -409,6 +410,11 @@ def _runs(facts: BundleFacts, bench: Bench) -> Reply:
                 return "no", f"The bundle holds {there} {what}; the policy requires {needed}."
     named = ", ".join(sorted(workload for workload, _ in trained))
     return "yes", f"{count(len(facts.runs), 'run')}, as the policy requires of {named}."
+
+
+def _made(run: RunFacts) -> tuple[str, object] | None:
+    """Losses, gradient norms and speeds of a run: two may train alike to the last bit, but never in the same times."""
+    return (run.series, run.rebuilt.get("metrics", {}).get("tgs")) if run.series else None
 
 
 def _log(run: RunFacts) -> str | None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from conformance.checks.finding import Finding, Result
 from conformance.checks.subject import RAW, Bools, Subject, apart, judge, skip
+from conformance.internevo.config import GROWTH_INTERVAL
 from conformance.internevo.log import LogHead, Steps
 from conformance.metrics.facts import head_model, updates_at
 from conformance.metrics.statistics import robust_sigma
@@ -77,6 +78,7 @@ def head_matches(subject: Subject) -> Finding:
     wanted |= {"lr": optimizer.lr, "adam_beta1": optimizer.beta1, "adam_beta2": optimizer.beta2}
     wanted |= {"adam_eps": optimizer.eps, "weight_decay": optimizer.weight_decay}
     wanted |= {"clip_grad_norm": optimizer.clip_grad_norm, "initial_scale": optimizer.initial_loss_scale}
+    wanted |= {"growth_interval": GROWTH_INTERVAL}
     if plan is not None:
         names = ("data_parallel", "tensor", "pipeline", "seed", "micro_bsz", "micro_num", "checkpoint")
         wanted |= {name: getattr(plan, name) for name in names}
@@ -122,18 +124,19 @@ def elements(subject: Subject) -> Finding:
     if head.elements is None or model is None:
         return skip(check, "The log's head has no element counts, or there is no shape to hold them against.")
     tensor, pipeline = head.tensor or 1, head.pipeline or 1
-    stages = head.stage_layers or (model.num_layers // pipeline,) * pipeline
+    last = model.num_layers // pipeline
+    last, layers = (head.stage_layers[-1], sum(head.stage_layers)) if head.stage_layers else (last, last * pipeline)
     # Norms are whole on every tensor-parallel rank, the rest is cut. The logging rank is in the last stage, which holds
     # the head and, where it is also the first, the embedding.
-    norms = model.hidden_size * (2 * stages[-1] + 1)
-    cut = (model.parameters_per_layer - 2 * model.hidden_size) * stages[-1]
+    norms = model.hidden_size * (2 * last + 1)
+    cut = (model.parameters_per_layer - 2 * model.hidden_size) * last
     cut += model.vocab_size * model.hidden_size * (2 if pipeline == 1 else 1)
     expected = norms + cut // tensor
-    passed = head.elements == expected and sum(stages) == model.num_layers
+    passed = head.elements == expected and layers == model.num_layers
     return Finding(
         check,
         Result.PASS if passed else Result.FAIL,
-        f"The element counts sum to {head.elements}; this rank's share, {stages[-1]} of {model.num_layers} layers, has "
+        f"The element counts sum to {head.elements}; this rank's share, {last} of {model.num_layers} layers, has "
         f"{expected} parameters.",
         float(head.elements),
         "parameters",

@@ -9,6 +9,7 @@ import numpy as np
 
 from conformance.checks.finding import Finding, Result
 from conformance.checks.subject import HALF_CENT, HALF_DIGIT, RAW, Bools, Series, Subject, apart, judge, skip
+from conformance.internevo.config import GROWTH_INTERVAL
 from conformance.metrics.facts import updates_at
 from conformance.metrics.loss import window_of
 from conformance.metrics.schedule import FIT_TOLERANCE, expected_lr, fit_residual
@@ -22,7 +23,6 @@ STRAY = (0.1, 0.5)  # it is allowed at least and at most so much
 # Alone it has the same tokens, but the mean of micro batches: up to 2.1% apart with dummy data, 0.01% with text.
 ONE_RANK_STRAY = (5e-3, 0.03)
 PULL = 0.01  # on average, besides five standard errors
-GROWTH_INTERVAL = 1000.0  # InternEvo's default, in updates
 
 
 def learning_rate(subject: Subject) -> Finding:
@@ -181,7 +181,8 @@ def loss_scale(subject: Subject) -> Finding:
     if not subject.has("loss_scale", "inf_nan_skip_batches"):
         return skip(check, "The log has no loss scale.")
     scales, skipped = subject.column("loss_scale"), subject.column("inf_nan_skip_batches")
-    interval = float(scaler.get("growth_interval", GROWTH_INTERVAL))
+    told = scaler.get("growth_interval")
+    interval = told if isinstance(told, float) else GROWTH_INTERVAL
     doublings = np.diff(np.log2(scales), prepend=np.log2(scales[0]))
     # It is halved at most once for each skipped update, and doubled only after so many good ones.
     bad: Bools = ~np.isfinite(doublings) | (doublings != np.round(doublings)) | (doublings > 1)

@@ -12,6 +12,7 @@ from conformance.spec.model import Optimizer
 DATA_FOLDER = "data"
 CHECKPOINT_FOLDER = "checkpoints"
 STOP_FILE = "stop"
+GROWTH_INTERVAL = 1000  # updates; InternEvo's default
 # Shorter documents are dropped by InternEvo's loader.
 MIN_DOCUMENT_TOKENS = 50
 # Steps between InternEvo's own measurements of the device, as in the reference files.
@@ -149,7 +150,7 @@ def _optimizer_values(optimizer: Optimizer, total_steps: int) -> dict[str, Any]:
             "clip_grad_norm": optimizer.clip_grad_norm,
         },
         "grad_scaler": {
-            "fp16": {"initial_scale": optimizer.initial_loss_scale, "min_scale": 1, "growth_interval": 1000},
+            "fp16": {"initial_scale": optimizer.initial_loss_scale, "min_scale": 1, "growth_interval": GROWTH_INTERVAL},
             "growth_factor": 2,
             "backoff_factor": 0.5,
             "max_scale": 2**24,

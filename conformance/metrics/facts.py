@@ -169,8 +169,12 @@ def head_model(head: LogHead) -> Model | None:
             sizes[name] = str(value).removeprefix("torch.")
         elif not isinstance(value, float) or not 0 < value < 1e12:
             return None
+        elif name in ("mlp_ratio", "layer_norm_epsilon"):
+            sizes[name] = value
+        elif value.is_integer():
+            sizes[name] = int(value)
         else:
-            sizes[name] = value if name in ("mlp_ratio", "layer_norm_epsilon") else int(value)
+            return None
     return Model(**sizes)
 
 

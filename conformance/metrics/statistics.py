@@ -29,7 +29,7 @@ def variance_inflation(values: Series) -> float:
         return 1.0
     centred = values - values.mean()
     power = float(centred @ centred)
-    if power == 0.0:
+    if power == 0.0 or not math.isfinite(power):
         return 1.0
     r = min(max(float(centred[1:] @ centred[:-1]) / power, 0.0), 0.99)
     return (1 + r) / (1 - r)
@@ -58,7 +58,7 @@ def median_interval(values: Series) -> tuple[float, float] | None:
         values: The series, shape (n,).
 
     Returns:
-        Low and high end; None where so few values cannot give 95%, which takes 6 independent ones.
+        Low and high end; None for fewer than 6 values, which cannot give 95%.
     """
     n = len(values)
     spread = Z95 * math.sqrt(n * variance_inflation(values))

@@ -166,14 +166,15 @@ def find_floor(
     """Choose the floor that holds for a run.
 
     Args:
-        floors: The floors to choose from; a later one overrides an earlier one for the same device.
+        floors: The floors to choose from; a later one overrides an earlier one for the same device and layout.
         workload: Name of the workload.
         metric: ``tgs`` or ``tflops``.
         device: Model name of the device; None where it is not known.
         layout: What the run was, by the names of LAYOUT, as far as it is known.
 
     Returns:
-        The floor of that very device, else the one for any; None where there is neither.
+        The floor of that very device, else the one for any, and of several the one that says most of the layout; None
+        where there is none.
     """
     fitting = [
         floor
@@ -183,5 +184,5 @@ def find_floor(
     ]
     for name in (device, ANY_DEVICE):
         if found := [floor for floor in fitting if floor.device == name]:
-            return found[-1]
+            return sorted(found, key=lambda floor: len(floor.layout))[-1]
     return None

@@ -261,3 +261,25 @@ def replace_layers(run):
 
 def test_what_is_no_log_gives_no_analysis():
     assert analyze(io.BytesIO(b"hello\n")) == []
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("honest", "odd"),
+    [
+        (rb"'hidden_size': 4096", b"'hidden_size': 0.5"),
+        (rb"'num_attention_heads': 32", b"'num_attention_heads': 0.5"),
+        (rb"'vocab_size': 32000", b"'vocab_size': 0.5"),
+        (rb"seq_len: 4096", b"seq_len: 0.5"),
+        (rb"'growth_interval': 1000", b"'growth_interval': abc"),
+        (rb"pipeline parallel size: 1", b"pipeline parallel size: 999999999"),
+        (rb"tgs \(tokens/gpu/second\)=[\d.]+", b"tgs (tokens/gpu/second)=1e300"),
+        (rb" loss=[\d.]+", b" loss=1e308"),
+        (rb" lr=[\d.e-]+", b" lr=1e308"),
+    ],
+)
+def test_figures_of_any_size_are_judged(honest, odd):
+    data, count = re.subn(honest, odd, Run(total_steps=12).text())
+    assert count
+    (run,) = analyze(io.BytesIO(data))
+    assert {finding.check for finding in run.findings} >= {"run-complete", "log-flops", "log-elements"}

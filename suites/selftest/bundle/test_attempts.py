@@ -77,6 +77,21 @@ def test_two_performance_runs_are_not_spliced_into_one(lab):
     assert "leaves no checkpoint to go on from" in answer(verification, "checks")[1]
 
 
+def test_two_performance_runs_are_not_spliced_into_one_log(lab):
+    """The head stands in it a second time, and says that the process goes on from a checkpoint."""
+    run = lab.run()
+    log = run / "logs/node0/rank0.log"
+    lines = log.read_text().splitlines(keepends=True)
+    half = next(number for number, line in enumerate(lines) if " step=10 " in line)
+    head = lines[: next(number for number, line in enumerate(lines) if " step=0 " in line)]
+    again = [line.replace("===New Run", "===Resume training from `local:ckpt/10` now; New Run") for line in head]
+    log.write_text("".join([*lines[:half], *again, *lines[half:]]))
+    end_journal(run)
+    verification = verify(lab.bundle(run), lab.bench())
+    assert verification.verdict is Verdict.NOT_CONFORMANT
+    assert "holds the steps of 2 processes" in answer(verification, "checks")[1]
+
+
 def test_a_checkpoint_that_was_made_before_cannot_be_resumed_under_todays_nonce(lab):
     """Only the last attempt answers: the first, of another seed, may have been made at any time."""
     run = lab.accuracy(lab.challenge(workloads=(ACCURACY,)))

@@ -182,7 +182,8 @@ def test_a_forged_head_contradicts_the_lines(honest, forged, checks):
 
 
 @pytest.mark.parametrize(
-    "setting", [b"'weight_decay': 0.01", b"'adam_eps': 1e-08", b"clip_grad_norm: 1.0", b"numpy: 1024"]
+    "setting",
+    [b"'weight_decay': 0.01", b"'adam_eps': 1e-08", b"clip_grad_norm: 1.0", b"numpy: 1024", b"'growth_interval': 1000"],
 )
 def test_what_only_the_head_tells_is_held_against_the_plan(setting):
     name = setting.split(b": ")[0]

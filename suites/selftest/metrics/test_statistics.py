@@ -31,6 +31,16 @@ def test_intervals_cover_the_truth_19_times_in_20(interval, n, correlation):
     assert inside / 600 > (0.94 if correlation == 0 else 0.88)
 
 
+@pytest.mark.parametrize(
+    ("interval", "n", "correlation", "share"),
+    [(median_interval, 19, 0.5, 0.96), (median_interval, 19, 0.8, 0.88), (mean_interval, 100, 0.8, 0.88)],
+)
+def test_how_far_short_strong_dependence_falls_is_as_the_documents_say(interval, n, correlation, share):
+    random = np.random.default_rng(4)
+    inside = sum(low <= 100 <= high for low, high in (interval(series(n, correlation, random)) for _ in range(1000)))
+    assert inside / 1000 == pytest.approx(share, abs=0.03)
+
+
 @pytest.mark.parametrize("n", range(6))
 def test_too_few_values_have_no_median_interval(n):
     assert median_interval(np.arange(float(n))) is None
