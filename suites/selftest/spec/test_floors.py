@@ -57,6 +57,9 @@ def test_a_floor_of_one_layout_holds_for_no_other():
     assert find_floor([two], base.workload, "tgs", None, run | {"num_layers": 24}) is None
     assert find_floor([two], base.workload, "tgs", None, run | {"tensor_parallel": None}) is None
     assert find_floor([two], base.workload, "tgs", None) is None
+    for order in ([two, base], [base, two]):  # the one that says more, wherever it stands
+        assert find_floor(order, base.workload, "tgs", None, run) == two
+        assert find_floor(order, base.workload, "tgs", None) == base
 
 
 def test_two_layouts_may_have_a_floor_each_and_one_layout_only_one(tmp_path):
