@@ -233,8 +233,9 @@ class Host:
                 self._heard[node] = time.monotonic()
                 # Whose bytes cannot be written now is taken at the next look.
                 self._take(node, self._store.get(key))
-                self._store.delete_key(key)
+                # Counted before it is gone: a signal may raise here, and a key that is gone is waited for in vain.
                 self._next[node] += 1
+                self._store.delete_key(key)
         now = time.monotonic()
         return {n: dataclasses.replace(v, silent_seconds=now - self._heard[n]) for n, v in self._views.items()}
 

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from conformance.errors import LaunchError
+from conformance.launch import team
 from conformance.launch.detect import NodeView, Step
 from conformance.launch.follow import follow
 from conformance.launch.launcher import _free_pair
@@ -241,6 +242,28 @@ def test_a_node_that_waits_heeds_ctrl_c(port, runs, node_0):
     assert said.rstrip().endswith("KeyboardInterrupt")
     assert "TCPStore.cpp" not in said
     del host
+
+
+class Store(dict):
+    """torch's store, where a signal comes in while a key is being deleted."""
+
+    def check(self, keys):
+        return keys[0] in self
+
+    def delete_key(self, key):
+        del self[key]
+        raise KeyboardInterrupt
+
+
+def test_a_signal_between_two_messages_loses_no_later_one(runs, monkeypatch):
+    store = Store()
+    monkeypatch.setattr(team, "open_store", lambda *asked: store)
+    host = Host(0, [1], runs[0])
+    for number in range(2):
+        store[f"up/1/{number}"] = b'{"name": "logs/node1/rank1.log"}\n' + b"%d" % number
+        with pytest.raises(KeyboardInterrupt):
+            host.views()
+    assert (runs[0] / "logs/node1/rank1.log").read_bytes() == b"01"
 
 
 def test_what_cannot_be_written_now_is_written_at_the_next_look_and_once(port, runs):
