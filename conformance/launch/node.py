@@ -146,7 +146,8 @@ class Node:
     def _ranks(self) -> dict[int, psutil.Process]:
         """torchrun's own children by rank: looked for until all are there, then remembered."""
         if not self._workers or len(self._workers) < self._devices:
-            with contextlib.suppress(psutil.Error, OSError, ValueError):
+            # A child between fork and exec still has torchrun's own environment, where LOCAL_RANK may stand alone.
+            with contextlib.suppress(psutil.Error, OSError, ValueError, KeyError):
                 for child in psutil.Process(self._process.pid).children():
                     variables = child.environ()
                     if "LOCAL_RANK" in variables:

@@ -282,6 +282,26 @@ def test_what_works_and_what_waits_is_seen_from_outside():
             process.communicate()
 
 
+def test_a_child_that_has_no_rank_yet_is_none_of_the_ranks(run):
+    # As torchrun's own between fork and exec, where a script set LOCAL_RANK alone.
+    program = """
+        import os, subprocess, sys, time
+        variables = {**os.environ, "LOCAL_RANK": "0"}
+        variables.pop("RANK", None)
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env=variables)
+        open("ready", "w").close()
+        time.sleep(600)
+    """
+    node = Node(Launch(python(program), environment(run), run, 0))
+    try:
+        while not (run / "work" / "ready").exists():
+            time.sleep(0.05)
+        view = node.view()
+        assert (view.waiting, view.working) == ((), ())
+    finally:
+        node.end()
+
+
 def test_a_run_that_never_steps_is_ended_at_the_limit_of_the_start(run, watch, left_over):
     ending = watch(rank_program(run, 0, "time.sleep(600)"), limits=replace(LIMITS, start_seconds=2))
     assert ending.fault.kind == "stall"
