@@ -57,8 +57,8 @@ MAX_JSON_BYTES = 4 << 20
 # An interruption every four hours for seven weeks. Each segment quotes all before it: time grows by the square.
 MAX_SEGMENTS = 300
 
-# What an attempt leaves under these becomes a segment of the run that resumes it.
-_LIVE = re.compile(r"(logs|environment)/(?!segment\d)")
+# What an attempt leaves under these, and is not a segment itself, becomes one of the run that resumes it.
+LIVE = re.compile(r"(logs|environment)/(?!segment\d{1,4}/)")
 _SEGMENT = re.compile(r"(?:logs|environment)/segment(\d{1,4})/")
 
 
@@ -138,7 +138,7 @@ class Segment:
             found = _SEGMENT.match(name)
             if found and int(found[1]) == self.number:
                 kept.append(name.replace(own, "/", 1))
-            elif (found and int(found[1]) < self.number) or not (found or _LIVE.match(name) or name == JOURNAL):
+            elif (found and int(found[1]) < self.number) or not (found or LIVE.match(name) or name == JOURNAL):
                 kept.append(name)
         return tuple(sorted(kept))
 
@@ -154,7 +154,7 @@ class Segment:
         Raises:
             EvidenceError: There is no such file or it cannot be read.
         """
-        return self.files.open(_LIVE.sub(rf"\1/segment{self.number}/", name, count=1))
+        return self.files.open(LIVE.sub(rf"\1/segment{self.number}/", name, count=1))
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def take_over(earlier: Path, run: Path) -> None:
     for name in files.names():
         if name in (JOURNAL, SIGNER) or name.startswith("configs/"):
             continue
-        target = run / _LIVE.sub(rf"\1/segment{number}/", name, count=1)
+        target = run / LIVE.sub(rf"\1/segment{number}/", name, count=1)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(earlier / name, target)
 

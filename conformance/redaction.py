@@ -30,7 +30,6 @@ _MAX_LINE = 16 << 20
 _COMMON_USERS = ("root", "user", "admin", "ubuntu", "debian", "ec2-user", "nobody", "runner", "docker", "jovyan")
 # What a driver or a package calls its version may look like an address.
 _KEPT_FIELDS = ("driver", "firmware", "kernel", "packages", "python", "serial", "software", "sha256", "uuid", "version")
-_LIVE = re.compile(r"(?:logs|environment)/(?!segment\d+/)")
 
 
 @dataclass
@@ -229,7 +228,7 @@ def redact_run(run: Path, redactor: Redactor | None = None) -> list[dict[str, An
     Returns:
         Rule, file and count of each, as environment/redactions.json holds them.
     """
-    names = [name for name in RunDirectory(run).names() if _LIVE.match(name)]
+    names = [name for name in RunDirectory(run).names() if evidence.LIVE.match(name)]
     return _redact_files(run, names, evidence.REDACTIONS, _myself() if redactor is None else redactor)
 
 

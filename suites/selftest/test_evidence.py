@@ -6,6 +6,7 @@ from conformance.bundle import archive
 from conformance.bundle.verify import BundleEvidence
 from conformance.errors import EvidenceError
 from conformance.evidence import MAX_SEGMENTS, RunDirectory, Segment, segments, take_over
+from conformance.redaction import redact_run
 
 
 class Named:
@@ -39,6 +40,21 @@ def test_a_run_that_could_not_be_read_is_not_begun(tmp_path):
     (tmp_path / "earlier/environment/segment299/run.json").unlink()
     take_over(tmp_path / "earlier", tmp_path / "new")
     assert len(segments(RunDirectory(tmp_path / "new"))) == MAX_SEGMENTS - 1
+
+
+def test_what_is_only_named_like_a_segment_belongs_to_the_attempt_that_left_it(tmp_path):
+    left = ["logs/segment0.log", "logs/segment12345/rank0.log"]
+    (tmp_path / "earlier/environment").mkdir(parents=True)
+    for name in left:
+        (tmp_path / "earlier" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "earlier" / name).write_text(f"{name} 10.0.0.7\n")
+    take_over(tmp_path / "earlier", tmp_path / "new")
+    (segment,) = segments(RunDirectory(tmp_path / "new"))
+    assert list(segment.names()) == left
+    for name in left:
+        with segment.open(name) as stream:
+            assert stream.read() == f"{name} 10.0.0.7\n".encode()
+    assert [each["file"] for each in redact_run(tmp_path / "earlier")] == left
 
 
 def test_the_names_of_all_files_are_gone_through_once(tmp_path):
