@@ -29,7 +29,7 @@ from conformance.internevo.worker import SETTINGS, Settings
 from conformance.judgement import Judgement, newest_ceiling, plan_of, rank_records
 from conformance.launch import telemetry, torchrun
 from conformance.launch.advice import memory_advice
-from conformance.launch.detect import Detector, Fault, Limits, limits_for
+from conformance.launch.detect import Detector, Limits, limits_for, told_late
 from conformance.launch.disk import FULL
 from conformance.launch.follow import TOKEN, follow
 from conformance.launch.launcher import Place, agent_commands, agents, find_place
@@ -94,7 +94,7 @@ class Outcome:
         key_id: Id of the key that signed it.
         self_issued: Whether that key is this machine's own, vouched for by nobody.
         judged_on: Host of node 0, where the report lies; empty on node 0 itself.
-        told_to_end: Whether a signal came while the run, which had ended, was judged and signed.
+        told_to_end: Whether a signal came on this node, be it while the run, which had ended, was judged and signed.
     """
 
     run: Path
@@ -176,7 +176,8 @@ def _lead(job: _Job, run: Path, watch: Callable[[Plan], Display]) -> Outcome:
         if error.errno not in FULL:
             raise
         raise _unwritable(run, ending, error) from error
-    return Outcome(run, judgement, ending, report_id, key_id, self_issued, told_to_end=course.told_to_end)
+    told_to_end = course.told_to_end or bool(ending.signal)
+    return Outcome(run, judgement, ending, report_id, key_id, self_issued, told_to_end=told_to_end)
 
 
 class _Course:
@@ -203,8 +204,7 @@ class _Course:
         if not self.trained:
             raise Interrupted(signal)
         self.told_to_end = True
-        message = f"{signal} came after the end of the training: it is heeded once the report is signed."
-        self.display.notice(Fault("interrupted", message, "", None, "", None, None, 0.0))
+        self.display.notice(told_late(signal))
 
 
 @contextlib.contextmanager
@@ -365,7 +365,9 @@ def _follow(job: _Job, display: Display) -> Outcome:
     findings = tuple(Finding(**{**one, "result": Result(one["result"])}) for one in told["findings"])
     judgement = Judgement(plan, findings, told["metrics"], Verdict(told["verdict"]))
     ending = Ending(told["exit_code"], interrupted or told["interrupted"], 0)
-    return Outcome(run, judgement, ending, told["report_id"], told["key_id"], told["self_issued"], told["host"])
+    return Outcome(
+        run, judgement, ending, told["report_id"], told["key_id"], told["self_issued"], told["host"], interrupted
+    )
 
 
 def _published(judgement: Judgement, ending: Ending, report_id: str, key_id: str, self_issued: bool) -> dict[str, Any]:

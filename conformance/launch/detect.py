@@ -185,6 +185,19 @@ class NodeView:
     disk_error: str = ""
 
 
+def told_late(by: str) -> Fault:
+    """What to show when somebody asks for the end of a run whose training is over; no fault of the run.
+
+    Args:
+        by: Name of the signal.
+
+    Returns:
+        What to show.
+    """
+    message = f"{by} came after the end of the training: it is heeded once the report is signed."
+    return Fault("interrupted", message, "", None, "", None, None, 0.0)
+
+
 @dataclass
 class _Log:
     """One log as far as it was read."""

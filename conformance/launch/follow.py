@@ -21,7 +21,7 @@ from conformance.errors import ConformanceError, EvidenceError
 from conformance.internevo.worker import Settings
 from conformance.launch import telemetry, torchrun
 from conformance.launch.detect import Step
-from conformance.launch.node import Launch, Node, signals_ignored, signals_raise
+from conformance.launch.node import Launch, Node, signals_held, signals_raise
 from conformance.launch.supervise import POLL_SECONDS, Display, Interrupted
 from conformance.launch.team import RUN, STOP_WITH_STACKS, Member
 
@@ -97,14 +97,17 @@ def _train(member: Member, launch: Launch, display: Display | None) -> bool:
     except Interrupted:
         interrupted = True
     finally:
-        with signals_ignored():
-            if node:
-                # Before its ranks end: those that lose them are not to be taken for the cause.
-                member.tell(replace(node.view(), interrupted=interrupted))
-                if lost or member.order == STOP_WITH_STACKS:
-                    node.dump_stacks()
-                node.end()
-                member.tell(replace(node.view(), interrupted=interrupted))
+        try:
+            with signals_held():
+                if node:
+                    # Before its ranks end: those that lose them are not to be taken for the cause.
+                    member.tell(replace(node.view(), interrupted=interrupted))
+                    if lost or member.order == STOP_WITH_STACKS:
+                        node.dump_stacks()
+                    node.end()
+                    member.tell(replace(node.view(), interrupted=interrupted))
+        except Interrupted:  # too late to be the cause, of which node 0 is told; what was logged is still handed over
+            interrupted = True
     return interrupted
 
 

@@ -203,14 +203,13 @@ def signals_heeded(heed: Callable[[str], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def signals_ignored() -> Iterator[None]:
-    """Let no SIGINT, SIGTERM or SIGHUP break what is done meanwhile."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDING_SIGNALS}
-    try:
+def signals_held() -> Iterator[None]:
+    """Let no SIGINT, SIGTERM or SIGHUP break what is done meanwhile; the first that came is delivered afterwards."""
+    came: list[str] = []
+    with signals_heeded(came.append):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(signal.Signals[came[0]])
 
 
 def _waits(process: int) -> bool:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from conformance.launch.detect import Detector, Fault, NodeView, Step
+from conformance.launch.detect import Detector, Fault, NodeView, Step, told_late
 from conformance.launch.disk import FULL, Bridge
-from conformance.launch.node import Launch, LogReader, Node, signals_ignored
+from conformance.launch.node import Launch, LogReader, Node, signals_held
 
 POLL_SECONDS = 0.5
 # Held free for the end of a run: a disk that others fill in a second leaves no time to end it before it is full.
@@ -31,6 +31,7 @@ class Ending:
         left_over: Processes of the run on this node that had to be killed one by one.
         fault: What went wrong, as far as it was seen; the supervisor ended the run for it, where it had not ended.
         notices: Ranks that were slower than the rest; the run went on.
+        signal: Name of a signal that came, also where the run ended or was being ended for another reason.
     """
 
     exit_code: int
@@ -38,6 +39,7 @@ class Ending:
     left_over: int
     fault: Fault | None = None
     notices: tuple[Fault, ...] = ()
+    signal: str = ""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -100,14 +102,15 @@ def supervise(
         team: The other nodes.
 
     Returns:
-        How it ended. :class:`Interrupted` ends the run cleanly and is told by ``interrupted``.
+        How it ended. :class:`Interrupted` ends the run cleanly and is told by ``interrupted``; one that comes when the
+        run has ended, or is being ended, by ``signal`` alone.
 
     Raises:
         LaunchError: torchrun could not be started.
     """
     reader, disk = LogReader(run / "logs"), Bridge()
     node: Node | None = None
-    interrupted, left_over = False, 0
+    interrupted, left_over, signal = False, 0, ""
     fault: Fault | None = None
     notices: list[Fault] = []
     views: dict[int, NodeView] = {}
@@ -140,27 +143,31 @@ def supervise(
         if fault is not None:
             display.notice(fault)
     except Interrupted as told:
-        interrupted = fault is None
-        display.notice(detector.told_to_end(time.monotonic(), str(told)))
+        interrupted, signal = fault is None, str(told)
+        display.notice(detector.told_to_end(time.monotonic(), signal) if interrupted else told_late(signal))
     except OSError as error:
         if error.errno not in FULL:
             raise
         fault = detector.disk_full(time.monotonic(), socket.gethostname(), str(error.strerror))
         display.notice(fault)
     finally:
-        with signals_ignored():
-            with contextlib.suppress(OSError):  # whatever the file system refuses, the run is ended
-                (run / RESERVE).unlink(missing_ok=True)
-            hung = fault is not None and fault.kind in ("stall", "lost-node")
-            left_over = _end(node, team, hung)
-            with contextlib.suppress(OSError):
-                _read(reader, detector, [])
+        hung = fault is not None and fault.kind in ("stall", "lost-node")
+        try:
+            with signals_held():
+                with contextlib.suppress(OSError):  # whatever the file system refuses, the run is ended
+                    (run / RESERVE).unlink(missing_ok=True)
+                left_over = _end(node, team, hung)
+                with contextlib.suppress(OSError):
+                    _read(reader, detector, [])
+        except Interrupted as told:
+            signal = str(told)
+            display.notice(told_late(signal))
     if fault is not None and hung:
         fault = detector.explained(fault, views)
     # A node that was told to end is the scheduler's wish as much as a signal here.
     interrupted = interrupted or any(view.interrupted for view in views.values())
     codes = [node.exit_code if node else 0, *(view.exit_code for view in views.values())]
-    return Ending(next((code for code in codes if code), 0), interrupted, left_over, fault, tuple(notices))
+    return Ending(next((code for code in codes if code), 0), interrupted, left_over, fault, tuple(notices), signal)
 
 
 def _read(reader: LogReader, detector: Detector, steps: list[Step]) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import threading
+from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -197,6 +198,24 @@ def test_a_signal_after_the_training_waits_for_the_report(perf, monkeypatch, pla
     ended = journal.parse((outcome.run / evidence.JOURNAL).read_bytes()).entries[-1]
     assert (ended["event"], ended["outcome"]) == ("ended", "ended")
     assert signal.getsignal(number) is before
+
+
+def test_a_signal_while_the_training_was_being_ended_is_heeded(perf, monkeypatch):
+    monkeypatch.setattr(pipeline, "supervise", lambda *told: Ending(0, False, 0, signal="SIGTERM"))
+    outcome = perf.make()
+    assert outcome.told_to_end
+    assert outcome.judgement.verdict is Verdict.REHEARSAL
+
+
+@pytest.mark.parametrize("came", [False, True])
+def test_a_signal_on_another_node_is_told_apart_from_an_end_on_purpose(perf, monkeypatch, came):
+    told = {"findings": [], "metrics": {}, "verdict": "REHEARSAL", "exit_code": 0, "interrupted": True, "host": "a"}
+    told |= {"report_id": "0", "key_id": "1", "self_issued": True}
+    monkeypatch.setattr(pipeline, "Member", lambda *asked, **options: None)
+    monkeypatch.setattr(pipeline, "follow", lambda *asked: (perf.site.reports, told, came))
+    site = replace(perf.site, launcher="torchrun", node_rank=1, master_addr="127.0.0.1", master_port=29500)
+    outcome = run_workload(replace(PERF, nodes=2), site, lambda plan: SimpleNamespace(waiting=None))
+    assert (outcome.ending.interrupted, outcome.told_to_end) == (True, came)
 
 
 def test_a_signal_before_the_training_ends_the_attempt(perf, monkeypatch):

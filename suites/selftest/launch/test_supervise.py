@@ -16,7 +16,7 @@ import pytest
 from conformance.errors import LaunchError
 from conformance.launch import supervise as supervise_module
 from conformance.launch.detect import Detector, Limits, NodeView, Step
-from conformance.launch.node import Launch, LogReader, Node, _waits, signals_raise
+from conformance.launch.node import Launch, LogReader, Node, _waits, signals_heeded, signals_held, signals_raise
 from conformance.launch.supervise import Interrupted, supervise
 from conformance.launch.torchrun import differing, environment, recorded, require_free_port
 
@@ -181,7 +181,7 @@ def test_a_signal_ends_the_run_and_its_grandchildren(run, number, watch, display
     threading.Thread(target=interrupt, daemon=True).start()
     before = signal.getsignal(number)
     ending = watch(program)
-    assert ending.interrupted
+    assert (ending.interrupted, ending.signal) == (True, number.name)
     assert ending.left_over == 2
     assert ending.fault is None
     (said,) = display.notices  # at once: ending it takes a while
@@ -199,7 +199,20 @@ def test_no_further_signal_breaks_what_the_first_one_began():
                 os.kill(os.getpid(), number)  # the report is being written
 
 
-def test_no_signal_breaks_the_last_look_at_a_run_that_ended_well(run, watch, monkeypatch):
+def test_the_first_signal_that_was_held_back_comes_afterwards():
+    came = []
+    with signals_heeded(came.append):
+        with signals_held():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                os.kill(os.getpid(), number)
+            assert came == []
+        assert came == ["SIGTERM"]
+        with signals_held():  # what follows the first is ignored here too
+            os.kill(os.getpid(), signal.SIGINT)
+    assert came == ["SIGTERM"]
+
+
+def test_no_signal_breaks_the_last_look_at_a_run_that_ended_well_and_none_is_lost(run, watch, display, monkeypatch):
     ended, end, read = [], supervise_module._end, supervise_module._read
 
     def done(*asked):
@@ -213,7 +226,21 @@ def test_no_signal_breaks_the_last_look_at_a_run_that_ended_well(run, watch, mon
 
     monkeypatch.setattr(supervise_module, "_end", done)
     monkeypatch.setattr(supervise_module, "_read", look)
-    assert not watch("pass").interrupted
+    ending = watch("pass")
+    assert (ending.interrupted, ending.signal) == (False, "SIGTERM")
+    assert display.notices[-1].message.startswith("SIGTERM came after the end of the training: it is heeded once")
+
+
+def test_a_signal_while_a_fault_is_told_is_not_lost(run, watch, display, monkeypatch):
+    def notice(fault):
+        display.notices.append(fault)
+        if fault.kind == "node-ended":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(display, "notice", notice)
+    ending = watch("raise SystemExit(7)")
+    assert (ending.fault.kind, ending.interrupted, ending.signal) == ("node-ended", False, "SIGTERM")
+    assert [one.kind for one in display.notices] == ["node-ended", "interrupted"]
 
 
 def test_ctrl_c_does_not_break_the_end_of_a_run_that_a_fault_ended(run, watch, display, left_over):
@@ -228,8 +255,8 @@ def test_ctrl_c_does_not_break_the_end_of_a_run_that_a_fault_ended(run, watch, d
 
     threading.Thread(target=interrupt, daemon=True).start()
     ending = watch(program, STALL)
-    assert (ending.fault.kind, ending.interrupted) == ("stall", False)
-    assert [one.kind for one in display.notices] == ["stall"]
+    assert (ending.fault.kind, ending.interrupted, ending.signal) == ("stall", False, "SIGINT")
+    assert [one.kind for one in display.notices] == ["stall", "interrupted"]
     assert left_over(run) == []
 
 

@@ -2,21 +2,26 @@
 
 import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from conformance.errors import LaunchError
+from conformance.launch import follow as follow_module
 from conformance.launch import team
 from conformance.launch.detect import NodeView, Step
 from conformance.launch.follow import follow
 from conformance.launch.launcher import _free_pair
-from conformance.launch.team import STOP_WITH_STACKS, Host, Member
+from conformance.launch.node import signals_raise
+from conformance.launch.supervise import Interrupted
+from conformance.launch.team import RUN, STOP, STOP_WITH_STACKS, Host, Member
 
 pytestmark = pytest.mark.needs("torch")
 
@@ -242,6 +247,26 @@ def test_a_node_that_waits_heeds_ctrl_c(port, runs, node_0):
     assert said.rstrip().endswith("KeyboardInterrupt")
     assert "TCPStore.cpp" not in said
     del host
+
+
+@pytest.mark.parametrize(
+    ("order", "told_node_0"), [(RUN, [False, True, "ended", True]), (STOP, [False, "ended", False])]
+)
+def test_a_signal_ends_a_node_once_and_is_never_lost(order, told_node_0, monkeypatch):
+    told = []
+
+    def then_a_signal(what):
+        told.append(what)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    view = NodeView("hostB", 0.0, None, 7)
+    node = SimpleNamespace(exit_code=None, view=lambda: view, end=lambda: then_a_signal("ended"))
+    tell = then_a_signal if order == RUN else told.append
+    member = SimpleNamespace(order=order, step=None, tell=lambda view: tell(view.interrupted))
+    monkeypatch.setattr(follow_module, "Node", lambda launch: node)
+    with signals_raise(Interrupted):
+        assert follow_module._train(member, None, None)
+    assert told == told_node_0
 
 
 class Store(dict):
