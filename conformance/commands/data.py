@@ -151,7 +151,10 @@ def _shown(title: str) -> Iterator[Callable[[int, int, str], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+    from conformance.launch.progress import is_live
+
     console = Console(stderr=True)
+    live = is_live(console)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -160,9 +163,7 @@ def _shown(title: str) -> Iterator[Callable[[int, int, str], None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    bar = Progress(
-        *columns, console=console, disable=not console.is_terminal, speed_estimate_period=SPEED_WINDOW_SECONDS
-    )
+    bar = Progress(*columns, console=console, disable=not live, speed_estimate_period=SPEED_WINDOW_SECONDS)
     task = bar.add_task(title, total=None, note="")
     printed = bar.get_time()
 
@@ -171,7 +172,7 @@ def _shown(title: str) -> Iterator[Callable[[int, int, str], None]]:
         if bar.tasks[0].total is None:  # what an earlier start has done is not this one's speed
             bar.reset(task, total=total, completed=done)
         bar.update(task, completed=done, note=note)
-        if not console.is_terminal and bar.get_time() - printed >= PLAIN_INTERVAL_SECONDS:
+        if not live and bar.get_time() - printed >= PLAIN_INTERVAL_SECONDS:
             printed = bar.get_time()
             left, speed = bar.tasks[0].time_remaining, bar.tasks[0].speed or 0.0
             rest = f", {left:.0f} s left" if left is not None else ""

@@ -23,6 +23,18 @@ MAX_LISTED = 4
 P = ParamSpec("P")
 
 
+def is_live(console: Console) -> bool:
+    """Whether a console can show what changes in place: FORCE_COLOR makes no terminal of a file, and some are dumb.
+
+    Args:
+        console: Where to.
+
+    Returns:
+        Whether rich draws there, and somebody sees it.
+    """
+    return console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
+
+
 def _only_shows(show: Callable[P, None]) -> Callable[P, None]:
     """Keep from a run whatever showing it raises: a reader who went away ends no run, and no run is blamed for it.
 
@@ -48,6 +60,7 @@ class LiveProgress:
 
     def __init__(self, console: Console, title: str) -> None:
         self._console = console
+        self._live = is_live(console)
         self._title = title
         self._total = 0
         self._first: tuple[float, int] | None = None
@@ -62,7 +75,7 @@ class LiveProgress:
             TimeElapsedColumn(),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not self._live,
         )
         self._task = self._bar.add_task(title, total=None, figures="planning")
 
@@ -152,7 +165,7 @@ class LiveProgress:
         self._figures = figures
         text = f"{figures}  {self._nodes}".rstrip()
         self._bar.update(self._task, total=self._total or None, completed=completed, figures=text)
-        if due and not self._console.is_terminal:
+        if due and not self._live:
             self._printed = time.monotonic()
             self._print(text)
 

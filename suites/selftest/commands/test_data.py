@@ -70,6 +70,17 @@ def test_progress_goes_to_stderr_with_rate_and_time_left(tokenizer, tmp_path, ca
     assert re.fullmatch(r"preparing: \d of 3 MB, \d+\.\d MB/s, \d+ s left, [\d,]+ tokens", lines[-2])
 
 
+def test_progress_moves_no_cursor_in_a_file(capsys, monkeypatch):
+    from conformance.commands import data as command
+
+    monkeypatch.setattr(command, "PLAIN_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with command._shown("preparing") as show:
+        show(1_000_000, 3_000_000, "7 tokens")
+    told = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().err)  # colours were asked for
+    assert re.fullmatch(r"preparing: 1 of 3 MB, .*, 7 tokens\n", told)
+
+
 def test_bad_input_is_a_sentence(source, tokenizer, tmp_path, capsys):
     command = ["data", "prepare", source, "--tokenizer", tokenizer, "--out", str(tmp_path / "out")]
     assert main([*command, "--strict"]) == 2

@@ -21,9 +21,21 @@ def plan():
     return make_plan(load_workload("tiny-perf"), Topology(1, 2))
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture(autouse=True)
+def any_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def shown(plan, terminal, act):
-    stream = io.StringIO()
-    with LiveProgress(Console(file=stream, force_terminal=terminal, width=120, highlight=False), "tiny-perf") as live:
+    stream = Terminal() if terminal else io.StringIO()
+    with LiveProgress(Console(file=stream, width=120, highlight=False), "tiny-perf") as live:
         act(live.watch(plan))
     return stream.getvalue()
 
@@ -38,6 +50,19 @@ def test_a_log_file_gets_a_line_now_and_then_and_the_last(plan):
     assert len(lines) == 2
     assert f"step {plan.total_steps - 1}  loss 2.5000  TGS 1,234" in lines[1]
     assert "left 0 s" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("terminal", "name", "value"),
+    [(True, "TERM", "dumb"), (True, "TERM", "unknown"), (False, "FORCE_COLOR", "1"), (False, "TTY_COMPATIBLE", "1")],
+)
+def test_what_cannot_draw_in_place_gets_lines(plan, monkeypatch, terminal, name, value):
+    monkeypatch.setenv(name, value)
+    text = shown(plan, terminal, lambda display: display.step(Step(plan.total_steps - 1, 2.5, 1234.5, 2.5)))
+    started, last = text.splitlines()
+    assert "2 ranks starting" in started
+    assert f"step {plan.total_steps - 1}  loss 2.5000" in last
+    assert "\x1b" not in text
 
 
 def test_a_terminal_gets_one_line_that_vanishes(plan):
