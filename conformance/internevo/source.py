@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from conformance.errors import SourceError
+from conformance.folders import user_folder
 from conformance.internevo.gittree import EXECUTABLE, REGULAR, SUBMODULE, Entry, entry_of, object_id, tree_id
 from conformance.spec.model import Workload
 
@@ -316,8 +317,7 @@ def _could_replace_a_module(root: Path, path: str) -> bool:
 
 def fetched_path(pin: Pin) -> Path:
     """Tell where ``conformance internevo get`` puts a checkout: in the user's cache, which nodes usually share."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "internevo-conformance" / f"InternEvo-{pin.tag}"
+    return user_folder("XDG_CACHE_HOME", ".cache") / f"InternEvo-{pin.tag}"
 
 
 def fetch(pin: Pin, origin: str = UPSTREAM) -> Source:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from conformance import __version__, evidence, journal
 from conformance.checks.finding import Finding
 from conformance.evidence import RunDirectory
+from conformance.folders import user_folder
 from conformance.judgement import Judgement, judge, rank_records, read_tasks
 from conformance.metrics.preflight import devices
 from conformance.report import challenge, dsse, html, keys, statement
@@ -34,8 +34,7 @@ def local_key_path() -> Path:
     Returns:
         A path in the user's configuration folder (XDG base directories).
     """
-    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(home) / "internevo-conformance" / "local-key.pem"
+    return user_folder("XDG_CONFIG_HOME", ".config") / "local-key.pem"
 
 
 def report_on(run: Path, signing_key: Path | None) -> tuple[Judgement, str, str, bool]:
