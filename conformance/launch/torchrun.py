@@ -97,10 +97,12 @@ def environment(run: Path, node_rank: int = 0) -> dict[str, str]:
 
     Returns:
         This process's environment, without what would be options to torchrun beside the recorded ones; what the suite
-        settles on every node, whatever is set there; and the mark.
+        settles on every node, whatever is set there; the folder for torchrun's own scratch files; and the mark.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(TORCHRUN_OPTIONS)}
-    return {**kept, **SETTLED, RUN_MARK: mark(run, node_rank)}
+    # Without it each torchrun leaves a folder in /tmp; as an option it would be part of the recorded command.
+    scratch = {f"{TORCHRUN_OPTIONS}LOG_DIR": str(run / "work" / "torchrun")}
+    return {**kept, **scratch, **SETTLED, RUN_MARK: mark(run, node_rank)}
 
 
 def mark(run: Path, node_rank: int | str) -> str:

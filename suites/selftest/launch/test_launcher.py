@@ -53,8 +53,19 @@ def test_no_variable_of_torchruns_own_options_reaches_it(monkeypatch, tmp_path):
     for name, value in {**ELASTIC, "PET_MAX_RESTARTS": "3", "PET_RDZV_BACKEND": "etcd"}.items():
         monkeypatch.setenv(name, value)
     given = torchrun.environment(tmp_path)
-    assert [name for name in given if name.startswith("PET_")] == []
+    assert [name for name in given if name.startswith("PET_")] == ["PET_LOG_DIR"]
     assert given["RANK"] == "1"
+
+
+@pytest.mark.needs("torch")
+def test_torchrun_leaves_nothing_outside_the_run_directory(monkeypatch, tmp_path):
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "run/work").mkdir(parents=True)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--master_port", str(torchrun.free_port()), "--no-python"]
+    subprocess.run([*command, "true"], env=torchrun.environment(tmp_path / "run"), check=True, timeout=60)
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert list((tmp_path / "run/work").iterdir()) == [tmp_path / "run/work/torchrun"]
 
 
 CLOCK = """
