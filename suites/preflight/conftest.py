@@ -112,6 +112,13 @@ def _require_writable(folder):
         ) from error
 
 
+def _run_directory(option, node_rank):
+    """A node's own: where nodes share a folder, one would wait for the lock of another that waits for it to arrive."""
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    run = (option.run_dir or option.reports / f"{stamp}-preflight").absolute()
+    return run.with_name(f"node{node_rank}-{run.name}") if node_rank else run
+
+
 def pytest_configure(config):
     given = getattr(config, "workerinput", None)
     try:
@@ -124,8 +131,7 @@ def pytest_configure(config):
             return
         _require_own_options(config)
         config.stash[REQUEST] = _request(config)
-        stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-        run = (config.option.run_dir or config.option.reports / f"{stamp}-preflight").absolute()
+        run = _run_directory(config.option, config.stash[REQUEST].place.node_rank)
         for folder in () if config.option.collectonly else {run.parent, config.option.reports}:
             _require_writable(folder)
     except ConformanceError as error:

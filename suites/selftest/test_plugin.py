@@ -125,6 +125,17 @@ def test_nor_is_that_of_a_preflight(asked, code, stubbed):
     assert result.returncode == code
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_nodes_of_a_preflight_that_share_a_folder_wait_for_no_lock_of_each_other(given, stubbed, tmp_path):
+    """One held it and waited for the other to arrive; the other waited for the lock."""
+    args = ("--run-dir", str(tmp_path / "run")) if given else ()
+    place = ("--nodes", "2", "--devices-per-node", "1", "--node-rank", "1", "--master-addr", "127.0.0.1")
+    result = stubbed("REHEARSAL", "suites/preflight", "-k", "host-clock", *place, *args)
+    assert result.returncode == pytest.ExitCode.OK, result.stdout + result.stderr
+    (left,) = [path.name for path in tmp_path.iterdir() if path.is_dir() and path.name != "__pycache__"]
+    assert re.fullmatch("node1-run" if given else r"node1-\d{8}-\d{6}-preflight", left)
+
+
 @pytest.mark.parametrize(
     "args", [("suites/perf", "-m", "tiny", "-k", "run-ended"), ("suites/preflight", "-k", "host-clock")], ids=" ".join
 )

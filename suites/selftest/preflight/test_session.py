@@ -389,9 +389,10 @@ def test_two_nodes_that_are_started_one_by_one_share_their_checks_over_workers(t
     environment = {name: value for name, value in os.environ.items() if name not in NODE_VARIABLES}
     command = [sys.executable, "-m", "pytest", "suites/preflight", "-q", "-p", "no:cacheprovider", "--device", "cpu"]
     command += ["--nodes", "2", "--devices-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    runs = [tmp_path / "run", tmp_path / "node1-run"]  # both are asked for the first, in a folder that they share
 
     def on_node(rank):
-        own = ["--node-rank", str(rank), "--run-dir", str(tmp_path / f"run{rank}"), "--reports", str(tmp_path)]
+        own = ["--node-rank", str(rank), "--run-dir", str(runs[0]), "--reports", str(tmp_path)]
         own += ["-n", "2"] if rank == 0 else []
         return subprocess.run(
             [*command, *own], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=580, check=False
@@ -401,11 +402,11 @@ def test_two_nodes_that_are_started_one_by_one_share_their_checks_over_workers(t
         results = list(pool.map(on_node, range(2)))
     for result in results:
         assert result.returncode == 0, result.stdout + result.stderr
-    first, second = (read_findings(tmp_path / f"run{rank}") for rank in range(2))
+    first, second = map(read_findings, runs)
     assert first == second
     assert [finding.check for finding in first] == list(CHECKS)
     assert next(f for f in first if f.check == "host-clock").result is Result.PASS
-    seeds = [read_json(RunDirectory(tmp_path / f"run{rank}"), session.SETUP)["seed"] for rank in range(2)]
+    seeds = [read_json(RunDirectory(run), session.SETUP)["seed"] for run in runs]
     assert seeds[0] == seeds[1] != 1024
 
 
