@@ -1,4 +1,4 @@
-"""A folder that one process alone may work in: claimed by a lock of the kernel's, which no killed process keeps."""
+"""A file or a folder that one process alone may work on: by a lock of the kernel's, which no killed process keeps."""
 
 from __future__ import annotations
 
@@ -6,10 +6,34 @@ import contextlib
 import fcntl
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from conformance.errors import ConformanceError
 
 LOCK = "lock"
+
+
+def lock(stream: IO[Any], wait: bool = True) -> bool:
+    """Lock an open file until it is closed or the process ends, however it ends.
+
+    Args:
+        stream: The file, open for writing.
+        wait: Whether to wait for a process that has locked it.
+
+    Returns:
+        Whether it is locked; False where its file system knows no locks (Lustre without ``-o flock``, NFS without
+        lockd): nobody can be kept waiting there.
+
+    Raises:
+        BlockingIOError: Another process has locked it, and this one does not wait.
+    """
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -31,9 +55,7 @@ def claimed(folder: Path, refused: ConformanceError) -> Iterator[None]:
         raise ConformanceError(f"{folder} cannot be written: {error.strerror}.", "Choose another folder.") from error
     with stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(stream, wait=False)
         except BlockingIOError:
             raise refused from None
-        except OSError:  # a file system without locks: nobody can be refused there
-            pass
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance import strictjson
+from conformance.claim import lock
 from conformance.errors import EvidenceError
 
 GENESIS = "0" * 64
@@ -121,7 +121,7 @@ def attempts(entries: Sequence[Mapping[str, Any]]) -> tuple[Attempt, ...]:
 
 
 def append(path: Path, event: str, run: str, **details: Any) -> str:
-    """Append one entry, durably, under a lock.
+    """Append one entry, durably, under a lock where the file system has one.
 
     Args:
         path: The journal; made when absent.
@@ -138,7 +138,7 @@ def append(path: Path, event: str, run: str, **details: Any) -> str:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            lock(stream)
             stream.seek(0)
             journal = parse(stream.read(MAX_JOURNAL_BYTES + 1))
             now = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -146,7 +146,9 @@ def append(path: Path, event: str, run: str, **details: Any) -> str:
             line = json.dumps(entry, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
             append_whole(stream.fileno(), line + b"\n")
     except OSError as error:
-        raise EvidenceError(f"The journal {path} cannot be written: {error.strerror}.") from error
+        raise EvidenceError(
+            f"The journal {path} cannot be written: {error.strerror}.", "Free space or choose another --reports."
+        ) from error
     return hashlib.sha256(line).hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import secrets
@@ -15,6 +14,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from conformance import journal, strictjson
+from conformance.claim import lock
 from conformance.errors import ChallengeError, EvidenceError
 from conformance.report import dsse, schemas
 from conformance.strictjson import quoted
@@ -286,7 +286,7 @@ def spend(path: Path, nonces: Sequence[str], series: Sequence[str], report_id: s
     """
     try:
         with path.open("r+b") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)  # released when it is closed
+            lock(stream)
             data = stream.read()
             stream.seek(0, os.SEEK_END)
             known = _parse_spent(data, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import shutil
 from pathlib import Path
@@ -20,6 +19,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     named = {item.callspec.params.get("outcome") for item in session.items if hasattr(item, "callspec")}
     if named != {REHEARSAL} or option.data or option.resume or option.collectonly:
         return
+    from conformance.claim import lock
     from conformance.data import prepare, rehearsal_tokenizer
     from conformance.data.fingerprints import FINGERPRINT
     from conformance.errors import ConformanceError
@@ -30,7 +30,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     try:
         option.reports.mkdir(parents=True, exist_ok=True)
         with folder.with_suffix(".lock").open("ab") as turn:
-            fcntl.flock(turn, fcntl.LOCK_EX)  # the other nodes of a run may share the folder, and prepare it now
+            lock(turn)  # the other nodes of a run may share the folder, and prepare it now
             if not (folder / FINGERPRINT).exists():
                 shutil.rmtree(folder, ignore_errors=True)
                 prepare([CORPUS], rehearsal_tokenizer(), folder)

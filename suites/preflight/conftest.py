@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from conformance.claim import lock
 from conformance.devices import count_devices, detect_device, load_device
 from conformance.errors import ConformanceError
 
@@ -174,7 +174,7 @@ def _turn(run):
     with claim.open("w") as stream:
         while True:
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locked = lock(stream, wait=False)
                 break
             except BlockingIOError:
                 if time.monotonic() > end:
@@ -183,6 +183,12 @@ def _turn(run):
                     )
                 time.sleep(0.2)
         try:
+            if not locked and "PYTEST_XDIST_WORKER" in os.environ:
+                pytest.fail(
+                    f"The workers of pytest-xdist take turns by a lock; the file system of {run.parent} knows none. "
+                    "Leave out -n, or choose another folder with --reports or --run-dir.",
+                    pytrace=False,
+                )
             yield
         finally:
             claim.unlink(missing_ok=True)

@@ -1,5 +1,7 @@
 """A real rehearsal's evidence, ready to be judged, signed and attacked."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -42,6 +44,16 @@ def real_parts():
 def no_foreign_configuration(monkeypatch, tmp_path_factory):
     """Tests sign with a key of their own, never with the user's."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "config"))
+
+
+@pytest.fixture
+def no_locks(monkeypatch):
+    """No file can be locked, as on Lustre that was mounted without ``-o flock``."""
+
+    def unknown(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """A claim on a folder: one process at a time, and none that was killed."""
 
-import errno
-import fcntl
 import os
 import signal
 import subprocess
@@ -9,7 +7,7 @@ import sys
 
 import pytest
 
-from conformance.claim import LOCK, claimed
+from conformance.claim import LOCK, claimed, lock
 from conformance.errors import ConformanceError, LaunchError
 
 HOLD = """
@@ -36,11 +34,20 @@ def test_a_claim_ends_with_the_process_that_was_killed_and_not_with_its_children
         os.kill(child, signal.SIGKILL)
 
 
-def test_where_the_file_system_knows_no_locks_nobody_is_refused(tmp_path, monkeypatch):
-    def unknown(*_):
-        raise OSError(errno.ENOSYS, "Function not implemented")
+@pytest.mark.parametrize("wait", [True, False])
+def test_where_the_file_system_knows_no_locks_nobody_waits_for_one(tmp_path, no_locks, wait):
+    with (tmp_path / "file").open("ab") as one, (tmp_path / "file").open("ab") as other:
+        assert [lock(stream, wait) for stream in (one, other)] == [False, False]
 
-    monkeypatch.setattr(fcntl, "flock", unknown)
+
+def test_a_locked_file_is_told_from_one_that_cannot_be_locked(tmp_path):
+    with (tmp_path / "file").open("ab") as one, (tmp_path / "file").open("ab") as other:
+        assert lock(one)
+        with pytest.raises(BlockingIOError):
+            lock(other, wait=False)
+
+
+def test_where_the_file_system_knows_no_locks_nobody_is_refused(tmp_path, no_locks):
     with claimed(tmp_path, LaunchError("first")), claimed(tmp_path, LaunchError("second")):
         assert (tmp_path / LOCK).is_file()
 

@@ -58,6 +58,17 @@ def test_nothing_is_appended_to_a_broken_journal(path):
     assert path.read_bytes() == broken
 
 
+def test_a_journal_grows_on_a_file_system_without_locks_too(path, no_locks):
+    journal.append(path, "started", "run3")
+    assert journal.parse(path.read_bytes()).entries[-1]["run"] == "run3"
+
+
+def test_a_journal_that_cannot_be_written_is_a_sentence_with_a_next_step(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(EvidenceError, match=r"cannot be written: .+\. Free space or choose another --reports\."):
+        journal.append(tmp_path / "file" / "journal.jsonl", "started", "run")
+
+
 def test_a_full_disk_leaves_no_half_line_and_the_chain_goes_on(small_disk):
     path = small_disk(64 << 10) / "journal.jsonl"
     journal.append(path, "started", "run")

@@ -369,15 +369,15 @@ def test_nodes_that_share_a_folder_take_turns_to_prepare_the_rehearsals_corpus(t
     assert len(list(tmp_path.glob("rehearsal-corpus-*/fingerprint.json"))) == 1
 
 
-@pytest.mark.parametrize("finished", [True, False], ids=["finished", "cut off"])
-def test_the_rehearsals_corpus_is_known_by_its_content_and_not_by_its_files_times(finished, tmp_path, monkeypatch):
-    """A new checkout, a copy, an image built again: the same bytes with other times."""
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """Prepare a text as the rehearsal's corpus, from a file of that time; the folder."""
     finish = runpy.run_path(str(ROOT / "suites" / "accuracy" / "conftest.py"))["pytest_collection_finish"]
     corpus = tmp_path / "corpus.jsonl"
     monkeypatch.setitem(finish.__globals__, "CORPUS", corpus)
     tests = [SimpleNamespace(callspec=SimpleNamespace(params={"outcome": "tiny-accuracy"}))]
 
-    def prepared(text, when):
+    def prepare(text, when):
         corpus.write_text(text)
         os.utime(corpus, (when, when))
         option = SimpleNamespace(data=None, resume=None, collectonly=False, reports=tmp_path)
@@ -385,11 +385,21 @@ def test_the_rehearsals_corpus_is_known_by_its_content_and_not_by_its_files_time
         assert (option.data / "fingerprint.json").is_file()
         return option.data
 
+    return prepare
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "cut off"])
+def test_the_rehearsals_corpus_is_known_by_its_content_and_not_by_its_files_times(finished, prepared):
+    """A new checkout, a copy, an image built again: the same bytes with other times."""
     folder = prepared('{"text": "one"}\n', 1_000_000_000)
     if not finished:
         (folder / "fingerprint.json").unlink()
     assert prepared('{"text": "one"}\n', 1_700_000_000) == folder
     assert prepared('{"text": "two"}\n', 1_700_000_000) != folder
+
+
+def test_the_rehearsals_corpus_is_prepared_on_a_file_system_without_locks_too(prepared, no_locks):
+    assert prepared('{"text": "one"}\n', 1_700_000_000)
 
 
 @pytest.mark.parametrize("args", [("suites/perf", "-m", "tiny"), ("suites/preflight",)], ids=["run", "preflight"])

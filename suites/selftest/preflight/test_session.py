@@ -251,6 +251,15 @@ def test_a_worker_that_was_killed_keeps_no_other_waiting(suite, tmp_path, monkey
     assert not claim.exists()
 
 
+def test_without_locks_one_worker_measures_and_several_are_refused(suite, tmp_path, monkeypatch, no_locks):
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # these tests may have workers of their own
+    with suite._turn(tmp_path / "run"):
+        pass
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
+    with pytest.raises(pytest.fail.Exception, match=r"knows none\. Leave out -n, or"), suite._turn(tmp_path / "run"):
+        pytest.fail("measured without a turn")
+
+
 def test_whatever_stops_the_measuring_worker_is_told_to_the_others(suite, tmp_path, monkeypatch):
     def measure(config, run):
         raise IndexError("smi printed nothing")

@@ -132,6 +132,13 @@ def test_of_two_reports_that_answer_one_challenge_at_once_the_second_is_refused(
     assert challenge.read_spent(path).nonces == {"a" * 64: "1" * 64}  # all or nothing
 
 
+def test_a_challenge_is_spent_on_a_file_system_without_locks_too(tmp_path, no_locks):
+    path = tmp_path / "spent.jsonl"
+    path.touch()
+    challenge.spend(path, ["a" * 64], [], "1" * 64)
+    assert challenge.read_spent(path).nonces == {"a" * 64: "1" * 64}
+
+
 def test_many_who_spend_at_once_wait_for_each_other(tmp_path):
     """Each of several processes spends one challenge of its own, and all of them the same one: one report gets that."""
     path = tmp_path / "spent.jsonl"
