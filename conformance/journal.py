@@ -133,23 +133,25 @@ def append(path: Path, event: str, run: str, **details: Any) -> str:
         The new head.
 
     Raises:
-        EvidenceError: The chain that is there is broken, or the file cannot be written.
+        EvidenceError: The chain that is there is broken or full, or the file cannot be written.
+        JsonError: The entry, or one that is there, is not strict JSON.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as stream:
             lock(stream)
             stream.seek(0)
-            journal = parse(stream.read(MAX_JOURNAL_BYTES + 1))
+            data = stream.read(MAX_JOURNAL_BYTES + 1)
             now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            entry = {"event": event, "run": run, "time": now, "previous": journal.head, **details}
-            line = json.dumps(entry, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-            append_whole(stream.fileno(), line + b"\n")
+            entry = {"event": event, "run": run, "time": now, "previous": parse(data).head, **details}
+            line = json.dumps(entry, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+            head = parse(data + line).head  # what could not be read again would spoil the journal for good
+            append_whole(stream.fileno(), line)
     except OSError as error:
         raise EvidenceError(
             f"The journal {path} cannot be written: {error.strerror}.", "Free space or choose another --reports."
         ) from error
-    return hashlib.sha256(line).hexdigest()
+    return head
 
 
 def append_whole(file: int, data: bytes) -> None:

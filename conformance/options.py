@@ -18,6 +18,7 @@ from conformance.errors import ConformanceError
 from conformance.evidence import JOURNAL, PLAN, REQUEST, Request, RunDirectory, read_json, request_from_json
 from conformance.plan import DEFAULT_SEED, Topology, make_plan, parse_overrides
 from conformance.spec import Workload
+from conformance.strictjson import quoted
 
 if TYPE_CHECKING:  # pandas and cryptography come with it; collecting tests needs neither
     import pytest
@@ -89,6 +90,26 @@ def declare(parser: pytest.Parser) -> None:
     group.addoption(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override micro_bsz, micro_num, tensor, ..."
     )
+
+
+def require_names(option: Any) -> None:
+    """Refuse names that the evidence, which is UTF-8, could not hold.
+
+    Args:
+        option: The options' values.
+
+    Raises:
+        ConformanceError: The run directory's name or a patch file's is not UTF-8.
+    """
+    named = [("--run-dir", path.resolve()) for path in (option.run_dir,) if path]
+    for name, path in [*named, *(("--patch", path) for path in option.patch)]:
+        try:
+            path.name.encode()
+        except UnicodeEncodeError:
+            raise ConformanceError(
+                f"{name} names {quoted(path.name)}; expected UTF-8, for journal and evidence hold the name.",
+                "Give it another name.",
+            ) from None
 
 
 def prepare(option: Any, workload: Workload) -> tuple[Request, Site]:

@@ -14,7 +14,7 @@ import pytest
 
 from conformance.checks.finding import Result, Verdict
 from conformance.errors import ConformanceError
-from conformance.options import declare, prepare
+from conformance.options import declare, prepare, require_names
 from conformance.spec import Workload, all_workloads, load_checks, load_workload
 
 if TYPE_CHECKING:  # pandas and cryptography come with it; collecting tests needs neither
@@ -66,7 +66,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Args:
         config: pytest's configuration.
+
+    Raises:
+        pytest.UsageError: An option names what the evidence could not hold.
     """
+    try:
+        require_names(config.option)
+    except ConformanceError as error:
+        raise pytest.UsageError(str(error)) from error
     config.stash[STATE] = SuiteState()
     _allow_open_files()
     for name, meaning in MARKS.items():

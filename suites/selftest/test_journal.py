@@ -6,7 +6,7 @@ import os
 import pytest
 
 from conformance import journal
-from conformance.errors import ConformanceError, EvidenceError
+from conformance.errors import ConformanceError, EvidenceError, JsonError
 
 
 @pytest.fixture
@@ -67,6 +67,16 @@ def test_a_journal_that_cannot_be_written_is_a_sentence_with_a_next_step(tmp_pat
     (tmp_path / "file").touch()
     with pytest.raises(EvidenceError, match=r"cannot be written: .+\. Free space or choose another --reports\."):
         journal.append(tmp_path / "file" / "journal.jsonl", "started", "run")
+
+
+def test_nothing_is_appended_that_could_not_be_read_again(path, monkeypatch):
+    before = path.read_bytes()
+    with pytest.raises(JsonError, match=r"'lauf-\\udce4' holds half of a surrogate pair"):
+        journal.append(path, "started", "lauf-\udce4")
+    monkeypatch.setattr(journal, "MAX_JOURNAL_BYTES", len(before) + 10)
+    with pytest.raises(EvidenceError, match=r"holds more than \d+ bytes\. Start a new reports folder"):
+        journal.append(path, "started", "run3")
+    assert path.read_bytes() == before
 
 
 def test_a_full_disk_leaves_no_half_line_and_the_chain_goes_on(small_disk):

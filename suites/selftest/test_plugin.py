@@ -261,6 +261,21 @@ def test_workers_of_xdist_may_make_tests_that_only_name_a_workload():
         )
 
 
+@pytest.mark.parametrize(
+    "args",
+    [("suites/perf", "-m", "tiny", "--run-dir"), ("suites/perf", "-m", "tiny", "--patch"),
+     ("suites/preflight", "--run-dir")],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_name_that_no_evidence_could_hold_is_refused_before_anything_starts(args, stubbed, tmp_path):
+    result = stubbed("REHEARSAL", *args, str(tmp_path / "lauf-\udce4"))
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert f"ERROR: {args[-1]} names 'lauf-\\udce4'; expected UTF-8" in result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    assert not (tmp_path / "started").exists()
+    assert not list(tmp_path.glob("lauf*"))
+
+
 def test_an_official_workload_without_accelerators_is_refused_in_one_sentence():
     result = suite("suites/perf", "-m", "7b", "--nodes", "4")
     assert result.returncode == pytest.ExitCode.USAGE_ERROR
