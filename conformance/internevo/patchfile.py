@@ -86,4 +86,10 @@ def _git_apply(root: Path, file: Path, content: bytes, *options: str) -> str:
         raise SourceError(
             f"{file} is no patch of this InternEvo: {first}.", "Make it with `git diff` in a checkout of the same tag."
         )
-    return done.stdout.decode(errors="surrogateescape")
+    try:
+        return done.stdout.decode()
+    except UnicodeDecodeError:
+        raise SourceError(
+            f"{file} changes a file whose name is not UTF-8; expected UTF-8, for the evidence holds the name.",
+            "Give that file another name.",
+        ) from None

@@ -83,6 +83,13 @@ def test_what_is_no_patch_of_it_is_refused(pristine: Source, tmp_path: Path, tex
         apply_patch_files(pristine, [file], tmp_path / "copy")
 
 
+def test_a_name_that_no_evidence_could_hold_is_refused(pristine: Source, tmp_path: Path) -> None:
+    file = tmp_path / "bad.patch"
+    file.write_bytes(ADDS.replace("extra", "ger\xe4t").encode("latin-1"))
+    with pytest.raises(SourceError, match=r"bad\.patch changes a file whose name is not UTF-8; expected UTF-8"):
+        apply_patch_files(pristine, [file], tmp_path / "copy")
+
+
 def test_an_absent_file_and_two_of_one_name_are_refused(pristine: Source, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="cannot be read: No such file"):
         apply_patch_files(pristine, [tmp_path / "absent.patch"], tmp_path / "copy")
