@@ -61,15 +61,18 @@ def declare(parser: pytest.Parser) -> None:
     group.addoption(
         "--launcher",
         choices=("torchrun", "slurm", "local"),
-        help="torchrun: this command on every node; slurm: srun starts the nodes (default inside an allocation); "
-        "local: all nodes on this machine",
+        help="torchrun: this command on every node; slurm: srun starts the nodes (default inside an allocation, "
+        "without --node-rank and --master-addr); local: all nodes on this machine",
     )
     group.addoption(
         "--node-rank", type=int, metavar="N", help="this node (default: NODE_RANK, GROUP_RANK, PET_NODE_RANK, RANK)"
     )
     group.addoption("--master-addr", metavar="HOST", help="node 0 (default: MASTER_ADDR)")
     group.addoption(
-        "--master-port", type=int, metavar="PORT", help="port on node 0, and the one after it (default: MASTER_PORT)"
+        "--master-port",
+        type=int,
+        metavar="PORT",
+        help="port on node 0, 1 to 65534, and the one after it (default: MASTER_PORT)",
     )
     group.addoption(
         "--seed",

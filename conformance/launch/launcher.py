@@ -17,6 +17,8 @@ from conformance.launch.guard import dismiss, guard, kill_marked
 
 # torchrun's own default.
 DEFAULT_PORT = 29500
+# The one after it is used too.
+LAST_PORT = 65534
 # How long a started agent may take to end after its run has.
 AGENT_SECONDS = 30.0
 # SLURM_INTERACTIVE_STEP of slurm.h: the shell that salloc opens on sites with LaunchParameters=use_interactive_step.
@@ -33,6 +35,9 @@ class Place:
         node_rank: Index of this node; 0 for the one that judges.
         address: Host name or address of node 0.
         port: torchrun's rendezvous port on node 0; the suite's own is the one after it.
+
+    Raises:
+        LaunchError: There is no such port, or none after it.
     """
 
     launcher: str
@@ -40,6 +45,13 @@ class Place:
     node_rank: int
     address: str
     port: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.port <= LAST_PORT:
+            raise LaunchError(
+                f"The port to meet on is {self.port}; expected 1 to {LAST_PORT}, for the one after it is used too.",
+                "Give another --master-port, or set another MASTER_PORT.",
+            )
 
 
 def find_place(
@@ -54,7 +66,8 @@ def find_place(
 
     Args:
         nodes: Number of nodes.
-        launcher: --launcher; None for slurm inside an allocation of several nodes, else torchrun.
+        launcher: --launcher; None for torchrun where node_rank or master_addr is given, else for slurm inside an
+            allocation of several nodes, else torchrun.
         node_rank: --node-rank.
         master_addr: --master-addr.
         master_port: --master-port.
@@ -67,7 +80,14 @@ def find_place(
     Raises:
         LaunchError: Something is missing, or contradicts the rest.
     """
-    launcher = launcher or _usual_launcher(nodes, environ)
+    given = {"--node-rank": node_rank, "--master-addr": master_addr}
+    own = [name for name, value in given.items() if value is not None]
+    if own and launcher in ("slurm", "local"):
+        raise LaunchError(
+            f"--launcher {launcher} starts all nodes from this one command, and heeds no {' or '.join(own)}.",
+            "Leave it out, or type the command on every node with --launcher torchrun.",
+        )
+    launcher = launcher or ("torchrun" if own else _usual_launcher(nodes, environ))
     if nodes == 1 and node_rank:
         raise LaunchError(f"--node-rank {node_rank} is not the index of one node.", "Give --nodes on every node too.")
     if nodes == 1 or launcher == "local":

@@ -302,6 +302,7 @@ def test_without_a_mark_official_workloads_skip_and_nothing_tested_is_not_green(
         (("--nodes", "2", "--node-rank", "1"), "needs the address of node 0"),
         (("--node-rank", "3", "--master-addr", "n0"), "--node-rank 3 is not the index of one node"),
         (("--nodes", "2", "--launcher", "slurm"), "SLURM_JOB_ID is not set"),
+        (("--nodes", "2", "--launcher", "local", "--node-rank", "1", "--master-addr", "n0"), "heeds no --node-rank or"),
     ],
 )
 def test_a_place_that_is_not_told_is_a_usage_error(args, sentence, tmp_path):

@@ -137,6 +137,35 @@ def test_inside_an_allocation_slurm_starts_the_nodes():
     assert place(1, environ)[0] == "torchrun"
 
 
+@pytest.mark.parametrize("options", [{"node_rank": 1, "master_addr": "n0"}, {"node_rank": 1}, {"master_addr": "n0"}])
+def test_who_says_which_node_this_is_types_the_command_on_each_inside_an_allocation_too(options):
+    """Started by ssh with the job's environment, each would start all nodes, on the same devices."""
+    environ = {"SLURM_JOB_ID": "1234", "SLURM_JOB_NUM_NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "n0"}
+    assert place(2, environ)[0] == "slurm"  # the variables alone say nothing: a site may set them everywhere
+    assert place(2, environ, **options) == ("torchrun", 1, "n0", DEFAULT_PORT)
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "local"])
+@pytest.mark.parametrize("name", ["node_rank", "master_addr"])
+def test_a_launcher_that_starts_all_nodes_heeds_no_word_on_one(launcher, name):
+    option, value = {"node_rank": ("--node-rank", 0), "master_addr": ("--master-addr", "n0")}[name]
+    with pytest.raises(LaunchError, match=f"--launcher {launcher} starts all nodes .* heeds no {option}\\."):
+        place(2, {"SLURM_JOB_ID": "1"}, launcher=launcher, **{name: value})
+
+
+@pytest.mark.parametrize("port", [0, 65535, 99999])
+@pytest.mark.parametrize(("nodes", "launcher"), [(1, "torchrun"), (2, "torchrun"), (2, "slurm"), (2, "local")], ids=str)
+def test_a_port_that_nodes_cannot_meet_on_is_refused(nodes, launcher, port):
+    environ, told = {"SLURM_JOB_ID": "1"}, f"to meet on is {port}; expected 1 to 65534, "
+    options = {"node_rank": 0, "master_addr": "n0"} if launcher == "torchrun" else {}
+    with pytest.raises(LaunchError, match=told):
+        place(nodes, environ, launcher=launcher, master_port=port, **options)
+    if launcher == "torchrun" and nodes > 1:
+        with pytest.raises(LaunchError, match=told):
+            place(nodes, environ | {"MASTER_PORT": str(port)}, **options)
+    assert place(nodes, environ, launcher=launcher, master_port=65534, **options)[3] == 65534
+
+
 def test_a_pytest_on_every_node_under_srun_is_torchruns_way():
     environ = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0", "NODE_RANK": "1", "MASTER_ADDR": "n0"}
     assert place(2, environ) == ("torchrun", 1, "n0", DEFAULT_PORT)
