@@ -171,12 +171,14 @@ def _request(option: Any, workload: Workload, device: Device) -> tuple[Request, 
         request = Request(
             workload.name,
             nodes,
-            _devices_per_node(workload, device, nodes, option),
+            _devices_per_node(workload, device, nodes, option.devices_per_node),
             parse_overrides(option.set),
             DEFAULT_SEED if option.seed is None else option.seed,
         )
     else:
         request = _resumed_request(workload, option)
+        # Another day, or another machine: it may show fewer devices now, or none.
+        _devices_per_node(workload, device, request.nodes, request.devices_per_node)
     challenge = None
     if option.challenge is not None:
         request, challenge = _answering(request, option.challenge, option.resume is None and option.seed is None)
@@ -274,12 +276,13 @@ def nodes_asked(option: Any) -> int:
     return int(nodes)
 
 
-def _devices_per_node(workload: Workload, device: Device, nodes: int, option: Any) -> int:
+def _devices_per_node(workload: Workload, device: Device, nodes: int, asked: int | None) -> int:
+    """The number that was asked for, else the reference's or what is here; refused where this node has fewer."""
     reference = max(1, workload.reference.cards // nodes)
     if device.name == "cpu" and workload.mark == "tiny":
-        return option.devices_per_node or reference
+        return asked or reference
     if device.name == "cpu":
-        each = option.devices_per_node or min(reference, 8)
+        each = asked or min(reference, 8)
         least = math.ceil(workload.reference.tensor * workload.reference.pipeline / each)
         raise ConformanceError(
             f"{workload.name} needs {max(nodes, least)} x {each} accelerators; this machine has none that an installed "
@@ -292,11 +295,11 @@ def _devices_per_node(workload: Workload, device: Device, nodes: int, option: An
             f"{workload.name} needs accelerators; this node shows none ({device.name}){_absence(device)}.",
             f"`conformance device-check {device.name}` tells what is missing.",
         )
-    wanted: int = option.devices_per_node or min(reference, found)
+    wanted = asked or min(reference, found)
     if found < wanted:
         raise ConformanceError(
             f"{workload.name} needs {nodes} x {wanted} accelerators; this node has {found} ({device.name}).",
-            f"Run with --devices-per-node {found}, or make the others visible.",
+            f"Make the others visible, or begin anew with --devices-per-node {found}.",
         )
     return wanted
 

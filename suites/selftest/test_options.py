@@ -1,4 +1,4 @@
-"""--challenge gives the run's seed; a challenge that it could not answer stops it before anything starts."""
+"""A challenge gives the run's seed; one that could not be answered, or a run that cannot go on here, starts nothing."""
 
 from argparse import Namespace
 from datetime import datetime, timedelta, timezone
@@ -53,6 +53,36 @@ def test_a_run_that_began_without_a_challenge_answers_none_when_it_goes_on(tmp_p
         _request(option, workload, device)
     write_json(run, REQUEST_FILE, Request("tiny-accuracy", 1, 2, {}, seed).to_json())
     assert _request(option, workload, device)[0].seed == seed
+
+
+class Accelerator:
+    """A plugin that finds so many devices."""
+
+    name = "accelerator"
+
+    def __init__(self, found):
+        self.count = lambda: found
+
+
+@pytest.mark.parametrize(
+    ("device", "reason"),
+    [
+        (load_device("cpu"), r"needs 4 x 8 accelerators; this machine has none"),
+        (Accelerator(0), r"needs accelerators; this node shows none"),
+        (Accelerator(7), r"needs 4 x 8 accelerators; this node has 7 \(accelerator\)\. Make the others visible"),
+    ],
+    ids=["the driver is down", "none", "one is gone"],
+)
+def test_a_run_goes_on_where_its_devices_are(tmp_path, device, reason):
+    """With 7 of them, or on the CPU, it would start the ranks of 8."""
+    workload = load_workload("llama2-7b-accuracy")
+    (tmp_path / "configs").mkdir()
+    request = Request(workload.name, 4, 8, {}, DEFAULT_SEED)
+    write_json(tmp_path, REQUEST_FILE, request.to_json())
+    option = Namespace(resume=tmp_path, challenge=None, nodes=None, devices_per_node=None, set=[], seed=None)
+    with pytest.raises(ConformanceError, match=reason):
+        _request(option, workload, device)
+    assert _request(option, workload, Accelerator(8)) == (request, None)
 
 
 @pytest.mark.parametrize(

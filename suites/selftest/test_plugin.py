@@ -7,7 +7,6 @@ import runpy
 import shutil
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -192,9 +191,8 @@ def refuse():
     ids=["none", "none, and it cannot say why", "cannot count"],
 )
 def test_a_plugin_without_devices_is_told_and_no_count_is_made_up(device, sentence, asked):
-    option = Namespace(devices_per_node=asked)
     with pytest.raises(ConformanceError, match=re.escape(sentence)) as told:
-        _devices_per_node(load_workload("llama2-7b-perf"), device, 4, option)
+        _devices_per_node(load_workload("llama2-7b-perf"), device, 4, asked)
     assert "--devices-per-node" not in str(told.value)
 
 
@@ -202,10 +200,10 @@ def test_fewer_devices_than_asked_for_are_counted_once():
     counted = []
     device = Accelerator(lambda: counted.append(1) or 4)
     workload = load_workload("llama2-7b-perf")
-    assert _devices_per_node(workload, device, 4, Namespace(devices_per_node=None)) == 4
+    assert _devices_per_node(workload, device, 4, None) == 4
     assert len(counted) == 1
-    with pytest.raises(ConformanceError, match=r"needs 4 x 8 .* has 4 \(accelerator\)\. Run with --devices-per-node 4"):
-        _devices_per_node(workload, device, 4, Namespace(devices_per_node=8))
+    with pytest.raises(ConformanceError, match=r"needs 4 x 8 .* has 4 .*\. Make the others visible, or begin anew"):
+        _devices_per_node(workload, device, 4, 8)
 
 
 @pytest.mark.parametrize(
