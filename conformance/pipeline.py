@@ -23,7 +23,7 @@ from conformance.data import fingerprint, read_fingerprint, train_folder
 from conformance.errors import DataError, EvidenceError, LaunchError
 from conformance.evidence import Request, RunDirectory
 from conformance.internevo.config import CHECKPOINT_FOLDER, DATA_FOLDER, render_config
-from conformance.internevo.patchfile import PatchFile, apply_patch_files
+from conformance.internevo.patchfile import PatchFile, apply_patch_files, patch_digests
 from conformance.internevo.source import Source, find_source, require_pinned
 from conformance.internevo.worker import SETTINGS, Settings
 from conformance.judgement import Judgement, newest_ceiling, plan_of, rank_records
@@ -303,10 +303,18 @@ def _settings(source: Source, site: Site) -> Settings:
     return Settings(site.device, str(source.root) if source.kind == "checkout" else None)
 
 
-def _asked(request: Request, source: Source) -> dict[str, Any]:
+def _asked(job: _Job) -> dict[str, Any]:
     """What has to be the same on every node."""
-    internevo = {f"InternEvo's {name}": value for name, value in json.loads(json.dumps(_describe(source))).items()}
-    return {"request": request.to_json(), "internevo": internevo, "the suite's digest": suite_digest()}
+    # Nodes that share no folder apply their own.
+    patches = {f"--patch {name}": digest for name, digest in patch_digests(job.site.patches).items()}
+    described = json.loads(json.dumps(_describe(job.source)))
+    internevo = {f"InternEvo's {name}": value for name, value in described.items()}
+    return {
+        "request": job.request.to_json(),
+        "internevo": internevo,
+        "patches": patches,
+        "the suite's digest": suite_digest(),
+    }
 
 
 def _gather(job: _Job, run: Path, agents_failed: Callable[[], str], display: Display) -> _Team | None:
@@ -339,7 +347,7 @@ def _gather(job: _Job, run: Path, agents_failed: Callable[[], str], display: Dis
         }
 
     host = Host(place.port + 1, range(place.launcher != "slurm", place.nodes), run)
-    host.gather(_asked(request, job.source), orders, agents_failed, display.waiting)
+    host.gather(_asked(job), orders, agents_failed, display.waiting)
     if place.launcher != "slurm":
         told[0] = socket.gethostname()
     return _Team(host, address, told, environments)
@@ -348,9 +356,7 @@ def _gather(job: _Job, run: Path, agents_failed: Callable[[], str], display: Dis
 def _follow(job: _Job, display: Display) -> Outcome:
     """Take part in a run that node 0 judges."""
     plan, site, place = job.plan, job.site, job.place
-    member = Member(
-        place.address, place.port + 1, place.node_rank, _asked(job.request, job.source), waiting=display.waiting
-    )
+    member = Member(place.address, place.port + 1, place.node_rank, _asked(job), waiting=display.waiting)
 
     def settings(run: Path) -> Settings:
         if plan.workload.checkpoint_every is not None:

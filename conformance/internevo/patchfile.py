@@ -59,11 +59,32 @@ def apply_patch_files(source: Source, files: Sequence[Path], into: Path) -> tupl
     return replace(source, root=into), tuple(_apply(file, into) for file in files)
 
 
-def _apply(file: Path, root: Path) -> PatchFile:
+def patch_digests(files: Sequence[Path]) -> dict[str, str]:
+    """Tell what patch files are, without applying them.
+
+    Args:
+        files: The patch files.
+
+    Returns:
+        Digest of each one's bytes, in hex, by its file name.
+
+    Raises:
+        SourceError: One cannot be read.
+    """
+    return {file.name: hashlib.sha256(_read(file)).hexdigest() for file in files}
+
+
+def _read(file: Path) -> bytes:
     try:
-        content = file.read_bytes()
+        return file.read_bytes()
     except OSError as error:
-        raise SourceError(f"The patch file {file} cannot be read: {error.strerror}.") from error
+        raise SourceError(
+            f"The patch file {file} cannot be read: {error.strerror}.", "Name one that is there with --patch."
+        ) from error
+
+
+def _apply(file: Path, root: Path) -> PatchFile:
+    content = _read(file)
     # From standard input, so that what is hashed is what is applied.
     listed = _git_apply(root, file, content, "--numstat", "-z")
     _git_apply(root, file, content, "--whitespace=nowarn")

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -28,7 +29,7 @@ from conformance.launch.launcher import _free_pair
 from conformance.launch.progress import LiveProgress
 from conformance.launch.supervise import Ending, Interrupted
 from conformance.launch.team import Host
-from conformance.pipeline import Site, _asked, _keep_ceiling, _take_over, run_workload
+from conformance.pipeline import Site, _asked, _Job, _keep_ceiling, _take_over, run_workload
 from conformance.redaction import redact_run
 from conformance.report import build
 from conformance.selftest.run import good_run, keep_preflight
@@ -36,29 +37,58 @@ from conformance.selftest.run import good_run, keep_preflight
 pytestmark = pytest.mark.needs("torch")
 
 
-def test_a_node_that_does_not_see_node_0s_checkpoints_takes_no_part(tmp_path):
+@pytest.fixture
+def met(tmp_path):
+    """Let node 1 of a run meet node 0; what each was refused with."""
     if find_spec("internlm") is None:
         pytest.skip("InternEvo is not installed; `make test` installs it")
     request, port = Request("tiny-accuracy", 2, 1, {}, 1024), _free_pair()
     (tmp_path / "0").mkdir()
-    host = Host(port + 1, [1], tmp_path / "0")
     job = {"run": "run", "token": "of node 0", "config": "", "settings": {"device": "cpu"}, "lost_node_seconds": 30}
-    told = []
 
-    def gather():
+    def meet(patches=(), patches_of_node_0=()):
+        host, told = Host(port + 1, [1], tmp_path / "0"), []
+        node_0 = _Job(request, None, find_source(None, "0.2.2"), Site("cpu", None, tmp_path, patches_of_node_0), None)
+
+        def gather():
+            with pytest.raises(LaunchError) as refused:
+                host.gather(_asked(node_0), lambda hellos: job, seconds=60)
+            told.append(str(refused.value))
+
+        waiting = threading.Thread(target=gather, daemon=True)
+        waiting.start()
+        place = {"launcher": "torchrun", "node_rank": 1, "master_addr": "127.0.0.1", "master_port": port}
+        own = Site("cpu", None, tmp_path / "1", patches, **place)
         with pytest.raises(LaunchError) as refused:
-            host.gather(_asked(request, find_source(None, "0.2.2")), lambda hellos: job, seconds=60)
-        told.append(str(refused.value))
+            run_workload(request, own, LiveProgress(Console(file=io.StringIO()), "node 1").watch)
+        waiting.join(60)
+        return told[0], str(refused.value)
 
-    node_0 = threading.Thread(target=gather, daemon=True)
-    node_0.start()
-    own = Site("cpu", None, tmp_path / "1", launcher="torchrun", node_rank=1, master_addr="127.0.0.1", master_port=port)
-    with pytest.raises(LaunchError, match=r"is not node 0's run directory: .* file system that all nodes share"):
-        run_workload(request, own, LiveProgress(Console(file=io.StringIO()), "node 1").watch)
-    node_0.join(60)
-    assert "cannot take part" in told[0]
-    assert "file system that all nodes share" in told[0]
+    return meet
+
+
+def test_a_node_that_does_not_see_node_0s_checkpoints_takes_no_part(met, tmp_path):
+    told, refused = met()
+    assert re.search("is not node 0's run directory: .* file system that all nodes share", refused)
+    assert "cannot take part" in told
+    assert "file system that all nodes share" in told
     assert not (tmp_path / "1/run").exists()  # the same command is given again
+
+
+@pytest.mark.parametrize("of_node_0", ["+a faster kernel\n", None], ids=["another one", "one more"])
+def test_a_node_that_was_started_with_other_patches_is_refused(of_node_0, met, tmp_path):
+    """Where nodes share no folder each would train what it was given."""
+    patches = []
+    for folder, text in (("own", "+another kernel\n"), ("of-node-0", of_node_0)):
+        (tmp_path / folder).mkdir()
+        if text is not None:
+            (tmp_path / folder / "fast.diff").write_text(text)
+        patches.append(tuple((tmp_path / folder).iterdir()))
+    told, refused = met(*patches)
+    digest = "[0-9a-f]{40}[.]{3}"
+    theirs = digest if of_node_0 else "not set"
+    assert re.search(f"not started as node 0 was: --patch fast.diff is {digest} there and {theirs} on node 0[.]", told)
+    assert "called the run off" in refused
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -91,7 +91,7 @@ def test_a_name_that_no_evidence_could_hold_is_refused(pristine: Source, tmp_pat
 
 
 def test_an_absent_file_and_two_of_one_name_are_refused(pristine: Source, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="cannot be read: No such file"):
+    with pytest.raises(SourceError, match=r"cannot be read: No such file or directory\. Name one that is there"):
         apply_patch_files(pristine, [tmp_path / "absent.patch"], tmp_path / "copy")
     file = write(tmp_path, "one.patch", PATCH)
     with pytest.raises(SourceError, match="have one name"):
