@@ -233,6 +233,32 @@ def take_over(earlier: Path, run: Path) -> None:
         shutil.copyfile(earlier / name, target)
 
 
+def require_new(path: Path) -> None:
+    """Refuse a run directory that could not be made, for it holds something already.
+
+    Args:
+        path: Where it is to be.
+
+    Raises:
+        EvidenceError: It is there and not empty, or no directory, or cannot be looked into.
+    """
+    try:
+        holds_something = path.exists() and any(path.iterdir())
+    except OSError as error:
+        raise _not_made(path, error) from error
+    if holds_something:
+        raise EvidenceError(
+            f"The run directory {path} is not empty; expected a new one, so that no evidence is overwritten.",
+            "Choose another --run-dir or move that one away.",
+        )
+
+
+def _not_made(path: Path, error: OSError) -> EvidenceError:
+    return EvidenceError(
+        f"The run directory {path} cannot be made: {error.strerror}.", "Choose another place with --run-dir."
+    )
+
+
 def create_run_directory(path: Path) -> Path:
     """Make an empty run directory.
 
@@ -245,19 +271,13 @@ def create_run_directory(path: Path) -> Path:
     Raises:
         EvidenceError: It holds something already, or cannot be made.
     """
+    require_new(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            raise EvidenceError(
-                f"The run directory {path} is not empty; expected a new one, so that no evidence is overwritten.",
-                "Choose another --run-dir or move that one away.",
-            )
         for folder in ("configs", "environment", "logs", "work"):
             (path / folder).mkdir()
     except OSError as error:
-        raise EvidenceError(
-            f"The run directory {path} cannot be made: {error.strerror}.", "Choose another place with --run-dir."
-        ) from error
+        raise _not_made(path, error) from error
     return path.resolve()
 
 

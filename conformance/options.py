@@ -127,25 +127,35 @@ def prepare(option: Any, workload: Workload) -> tuple[Request, Site]:
 
     Raises:
         ConformanceError: The machine lacks the devices, the request breaks the benchmark's rules, or something that it
-            names cannot be used.
+            names cannot be used: a port, a directory, a run to go on from.
     """
     device = load_device(option.device) if option.device else detect_device()
     request, challenge = _request(option, workload, device)
     _require_data(option, workload)
     from conformance.internevo.source import find_source, require_pinned
+    from conformance.judgement import plan_of
     from conformance.launch.launcher import find_place
-    from conformance.pipeline import Site  # heavy; a request that is refused needs none of it
+    from conformance.pipeline import require_startable  # heavy; a request that is refused needs none of it
     from conformance.report.build import signer
 
     place = find_place(
         request.nodes, option.launcher, option.node_rank, option.master_addr, option.master_port, dict(os.environ)
     )
+    site = _site(option, device, challenge)
     if place.node_rank == 0:
         signer(option.signing_key)  # now, and not after days of training
         if option.resume is not None:
             _require_journalled(option.resume, option.reports, request)
+        require_startable(plan_of(request), site, place)
     require_pinned(find_source(option.internevo, workload.tag), workload)
-    site = Site(
+    return request, site
+
+
+def _site(option: Any, device: Device, challenge: bytes | None) -> Site:
+    """Where and with what the options ask for a run."""
+    from conformance.pipeline import Site
+
+    return Site(
         device=device.name,
         internevo=option.internevo,
         reports=option.reports,
@@ -161,7 +171,6 @@ def prepare(option: Any, workload: Workload) -> tuple[Request, Site]:
         until_target=option.until_target,
         challenge=challenge,
     )
-    return request, site
 
 
 def _request(option: Any, workload: Workload, device: Device) -> tuple[Request, bytes | None]:

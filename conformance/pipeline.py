@@ -130,12 +130,28 @@ def run_workload(request: Request, site: Site, watch: Callable[[Plan], Display])
     job = _Job(request, plan, source, site, place)
     if place.node_rank > 0:
         return _follow(job, watch(plan))
-    if place.launcher != "slurm":
-        torchrun.require_free_port(place.port)
-    if site.resume is not None:
-        _require_checkpoint(site.resume, plan)
+    require_startable(plan, site, place)
     with _run_directory(plan, site) as run:
         return _lead(job, run, watch)
+
+
+def require_startable(plan: Plan, site: Site, place: Place) -> None:
+    """Refuse, on node 0 and before anything starts, a run that lacks a port, a directory or a checkpoint.
+
+    Args:
+        plan: What is to be run.
+        site: Where and with what.
+        place: Node 0's place.
+
+    Raises:
+        ConformanceError: The port is taken, the run directory is not new, or there is nothing to go on from.
+    """
+    if place.launcher != "slurm":
+        torchrun.require_free_port(place.port)
+    if site.run_dir is not None:
+        evidence.require_new(site.run_dir)
+    if site.resume is not None:
+        _require_checkpoint(site.resume, plan)
 
 
 @dataclass(frozen=True)

@@ -230,18 +230,18 @@ def outcome(request: pytest.FixtureRequest) -> Iterator[Outcome | ConformanceErr
 
     config = request.config
     workload = load_workload(request.param)
-    what, site = prepare(config.option, workload)
-    with shown(config):
-        console = Console(highlight=False)
-        console.print()
-        with LiveProgress(console, workload.name) as progress:
-            try:
+    try:
+        what, site = prepare(config.option, workload)  # once more: what was free before the tests may be taken now
+        with shown(config):
+            console = Console(highlight=False)
+            console.print()
+            with LiveProgress(console, workload.name) as progress:
                 result = run_workload(what, site, progress.watch)
                 if _was_interrupted_on_purpose(workload, site, result):
                     result = run_workload(what, _going_on(site, result.run), progress.watch)
-            except ConformanceError as error:
-                yield error
-                return
+    except ConformanceError as error:
+        yield error
+        return
     config.stash[STATE].outcomes[workload.name] = result
     if result.ending.interrupted or result.told_to_end:
         raise KeyboardInterrupt

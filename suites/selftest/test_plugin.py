@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,7 @@ import json, os, shutil
 from dataclasses import replace
 from pathlib import Path
 
-from conformance import pipeline
+from conformance import pipeline, plugin
 from conformance.checks.finding import Verdict
 from conformance.errors import LaunchError
 from conformance.evidence import RunDirectory
@@ -77,6 +78,16 @@ def attempt(device, request, run, reports, signing_key, told):
     contract.write_text(json.dumps(value))
 
 
+def prepare(option, workload):
+    if prepared:
+        raise LaunchError("The port was taken meanwhile.")
+    prepared.append(workload)
+    return plugin_prepare(option, workload)
+
+
+prepared, plugin_prepare = [], plugin.prepare
+if ASKED == "taken meanwhile":
+    plugin.prepare = prepare
 pipeline.run_workload, preflight.attempt = run_workload, attempt
 """
 
@@ -145,14 +156,19 @@ def test_a_pytest_that_captures_nothing_shows_as_much(args, stubbed):
 
 
 @pytest.mark.parametrize(
-    ("args", "sentence"),
+    ("asked", "args", "sentence"),
     [
-        (("suites/perf", "-m", "tiny", "-k", "floor"), "Port 29500 cannot be used. Choose another --master-port."),
-        (("suites/preflight", "-k", "host"), "The nodes do not meet."),
+        (
+            "no run",
+            ("suites/perf", "-m", "tiny", "-k", "floor"),
+            "Port 29500 cannot be used. Choose another --master-port.",
+        ),
+        ("taken meanwhile", ("suites/perf", "-m", "tiny", "-k", "floor"), "The port was taken meanwhile."),
+        ("no run", ("suites/preflight", "-k", "host"), "The nodes do not meet."),
     ],
 )
-def test_why_nothing_was_run_is_told_once_whichever_checks_were_selected(args, sentence, stubbed):
-    result = stubbed("no run", *args)
+def test_why_nothing_was_run_is_told_once_whichever_checks_were_selected(asked, args, sentence, stubbed):
+    result = stubbed(asked, *args)
     assert "1 failed" in result.stdout
     assert result.stdout.count(f"\n{sentence}\n") == 1
     assert result.returncode == pytest.ExitCode.TESTS_FAILED
@@ -238,6 +254,24 @@ def test_an_option_that_no_selected_test_heeds_is_refused(args, sentence, stubbe
 def test_an_option_for_one_suite_may_be_given_to_several(args, stubbed, tmp_path):
     result = stubbed("REHEARSAL", *(str(tmp_path / arg) if arg == "run" else arg for arg in args))
     assert result.returncode == pytest.ExitCode.OK, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("--run-dir", "is not empty; expected a new one, so that no evidence is overwritten. Choose another --run-dir"),
+        ("--master-port", "on this machine cannot be used for the rendezvous: "),
+    ],
+)
+def test_what_could_not_start_is_refused_before_the_tests(option, sentence, stubbed, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        value = {"--run-dir": tmp_path, "--master-port": taken.getsockname()[1]}[option]
+        result = stubbed("REHEARSAL", "suites/perf", "-m", "tiny", option, str(value))
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert sentence in result.stderr
+    assert not (tmp_path / "started").exists()
 
 
 @pytest.mark.parametrize("args", [("suites/perf",), ("suites/preflight", "suites/accuracy")], ids=" and ".join)
@@ -365,8 +399,8 @@ def of_another_build(run):
 def test_a_run_goes_on_where_its_journal_is(reports, change, sentence, interrupted, tmp_path):
     change(interrupted)
     result = suite("suites/accuracy", "-m", "tiny", "--resume", str(interrupted), "--reports", str(tmp_path / reports))
-    assert result.returncode != 0
-    assert sentence in result.stdout + result.stderr
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert sentence in result.stderr
     assert "Traceback" not in result.stdout + result.stderr
     assert not [path for path in tmp_path.glob("*/*-tiny-accuracy") if path.is_dir()]
 
