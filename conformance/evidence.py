@@ -226,8 +226,8 @@ def take_over(earlier: Path, run: Path) -> None:
             "Begin anew, without --resume.",
         )
     for name in files.names():
-        if name in (JOURNAL, SIGNER) or name.startswith("configs/"):
-            continue
+        if name in (JOURNAL, SIGNER) or name.startswith(("configs/", "patches/")):
+            continue  # the new run has its own, the same ones
         target = run / LIVE.sub(rf"\1/segment{number}/", name, count=1)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(earlier / name, target)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,7 +16,7 @@ from conformance import journal
 from conformance.data import read_fingerprint
 from conformance.devices import Device, count_devices, detect_device, load_device
 from conformance.errors import ConformanceError
-from conformance.evidence import JOURNAL, PLAN, REQUEST, Request, RunDirectory, read_json, request_from_json
+from conformance.evidence import DATA, JOURNAL, PLAN, REQUEST, Request, RunDirectory, read_json, request_from_json
 from conformance.plan import DEFAULT_SEED, Topology, make_plan, parse_overrides
 from conformance.spec import Workload
 from conformance.strictjson import quoted
@@ -146,6 +147,7 @@ def prepare(option: Any, workload: Workload) -> tuple[Request, Site]:
         signer(option.signing_key)  # now, and not after days of training
         if option.resume is not None:
             _require_journalled(option.resume, option.reports, request)
+            _require_as_begun(option.resume, option.data, option.patch)
         require_startable(plan_of(request), site, place)
     require_pinned(find_source(option.internevo, workload.tag), workload)
     return request, site
@@ -265,6 +267,31 @@ def _require_journalled(resumed: Path, reports: Path, request: Request) -> None:
             f"--resume {resumed} began with another plan than this build of the suite makes of the same request.",
             "A run goes on as it began: use the build of the suite that began it.",
         )
+
+
+def _require_as_begun(resumed: Path, data: Path | None, patches: Sequence[Path]) -> None:
+    """That the run that is to go on is given the data and the patch files that it began with."""
+    from conformance.internevo.patchfile import patch_digests
+    from conformance.judgement import kept_patches
+    from conformance.pipeline import data_of
+
+    files, folder = RunDirectory(resumed), data or data_of(resumed)
+    began, now = str(read_json(files, DATA).get("digest")), read_fingerprint(folder).digest
+    if began != now:
+        raise ConformanceError(
+            f"--resume {resumed} trained on the data set {began[:16]}; the one in {folder} is {now[:16]}.",
+            "A run goes on as it began: name the folder of its data with --data.",
+        )
+    kept, given = kept_patches(files), patch_digests(patches)
+    if kept != given:
+        raise ConformanceError(
+            f"--resume {resumed} began with the patch files {_listed(kept)}; now they are {_listed(given)}.",
+            f"A run goes on as it began: give --patch the files that it keeps in {resumed / 'patches'}, and no other.",
+        )
+
+
+def _listed(digests: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({digest[:16]})" for name, digest in sorted(digests.items())) or "none"
 
 
 def nodes_asked(option: Any) -> int:

@@ -294,11 +294,23 @@ def _require_checkpoint(earlier: Path, plan: Plan) -> None:
         raise LaunchError(f"{earlier} has no checkpoint to go on from: {found}.", "Begin anew, without --resume.")
 
 
+def data_of(run: Path) -> Path:
+    """Tell what a run trains on.
+
+    Args:
+        run: Run directory of a workload that trains on prepared data.
+
+    Returns:
+        The folder of prepared data that it was given.
+    """
+    return (run / "work" / DATA_FOLDER).resolve().parent
+
+
 def _link_training_state(run: Path, site: Site, plan: Plan) -> None:
     """Show InternEvo, in the folder that it runs in, the data and the checkpoints to go on from; record the data."""
     data, earlier = site.data, site.resume
     if earlier is not None:
-        data = data or (earlier / "work" / DATA_FOLDER).resolve().parent
+        data = data or data_of(earlier)
         checkpoints = (earlier / "work" / CHECKPOINT_FOLDER).resolve()
         _take_over(earlier, run)
         (run / "work" / CHECKPOINT_FOLDER).symlink_to(checkpoints)

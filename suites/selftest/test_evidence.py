@@ -57,6 +57,17 @@ def test_what_is_only_named_like_a_segment_belongs_to_the_attempt_that_left_it(t
     assert [each["file"] for each in redact_run(tmp_path / "earlier")] == left
 
 
+def test_a_run_that_goes_on_keeps_its_own_patch_files(tmp_path):
+    """Those are what it trains with."""
+    for run in ("earlier", "new"):
+        (tmp_path / run / "patches").mkdir(parents=True)
+        (tmp_path / run / "patches/own.diff").write_text(f"of the {run} one")
+    (tmp_path / "earlier/patches/more.diff").touch()
+    take_over(tmp_path / "earlier", tmp_path / "new")
+    assert [path.name for path in (tmp_path / "new/patches").iterdir()] == ["own.diff"]
+    assert (tmp_path / "new/patches/own.diff").read_text() == "of the new one"
+
+
 def test_the_names_of_all_files_are_gone_through_once(tmp_path):
     files = Named([*records(3), "environment/run.json"])
     segment = Segment(files, 1)

@@ -1,16 +1,20 @@
 """A challenge gives the run's seed; one that could not be answered, or a run that cannot go on here, starts nothing."""
 
+import json
+import shutil
 from argparse import Namespace
 from datetime import datetime, timedelta, timezone
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from conformance.data import Fingerprint, read_fingerprint
+from conformance.data.fingerprints import FINGERPRINT
 from conformance.devices import load_device
 from conformance.errors import ChallengeError, ConformanceError
+from conformance.evidence import DATA, Request, write_json
 from conformance.evidence import REQUEST as REQUEST_FILE
-from conformance.evidence import Request, write_json
-from conformance.options import _answering, _request
+from conformance.options import _answering, _request, _require_as_begun
 from conformance.plan import DEFAULT_SEED
 from conformance.report import challenge
 from conformance.spec import load_workload
@@ -83,6 +87,50 @@ def test_a_run_goes_on_where_its_devices_are(tmp_path, device, reason):
     with pytest.raises(ConformanceError, match=reason):
         _request(option, workload, device)
     assert _request(option, workload, Accelerator(8)) == (request, None)
+
+
+def prepared(folder, mode="raw"):
+    """A folder of data, of which only the record is looked at."""
+    (folder / "train").mkdir(parents=True)
+    (folder / FINGERPRINT).write_text(json.dumps(Fingerprint(mode, "0" * 64, 8, ()).to_json()))
+    return folder
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A run that began with a patch, on data of its own; the patch."""
+    run, patch = tmp_path / "run", tmp_path / "own.diff"
+    for name in ("environment", "patches", "work"):
+        (run / name).mkdir(parents=True)
+    (run / "work/data").symlink_to(prepared(tmp_path / "data") / "train")
+    write_json(run, DATA, read_fingerprint(tmp_path / "data").to_json())
+    patch.write_text("+a faster kernel\n")
+    shutil.copy(patch, run / "patches")
+    return patch
+
+
+def test_a_run_goes_on_with_the_data_that_it_began_with(begun, tmp_path):
+    _require_as_begun(tmp_path / "run", None, [begun])
+    _require_as_begun(tmp_path / "run", prepared(tmp_path / "moved"), [begun])
+    refused = r"run trained on the data set \w{16}; the one in \S*/%s is \w{16}\. .* name the folder of its data"
+    with pytest.raises(ConformanceError, match=refused % "other"):
+        _require_as_begun(tmp_path / "run", prepared(tmp_path / "other", "field:text"), [begun])
+    shutil.rmtree(tmp_path / "data")
+    prepared(tmp_path / "data", "field:text")  # anew, in the same place
+    with pytest.raises(ConformanceError, match=refused % "data"):
+        _require_as_begun(tmp_path / "run", None, [begun])
+
+
+def test_a_run_goes_on_with_the_patches_that_it_began_with(begun, tmp_path):
+    refused = r"run began with the patch files own.diff \(\w{16}\); now they are %s\. .* keeps in \S*/run/patches,"
+    with pytest.raises(ConformanceError, match=refused % "none"):
+        _require_as_begun(tmp_path / "run", None, [])
+    (tmp_path / "more.diff").touch()
+    with pytest.raises(ConformanceError, match=refused % r"more.diff \(\w{16}\), own.diff \(\w{16}\)"):
+        _require_as_begun(tmp_path / "run", None, [begun, tmp_path / "more.diff"])
+    begun.write_text("+a changed kernel\n")
+    with pytest.raises(ConformanceError, match=refused % r"own.diff \(\w{16}\)"):
+        _require_as_begun(tmp_path / "run", None, [begun])
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ from types import SimpleNamespace
 import pytest
 
 from conformance import journal, plugin
+from conformance.data.fingerprints import FINGERPRINT
 from conformance.devices import detect_device
 from conformance.errors import ConformanceError
-from conformance.evidence import JOURNAL, PLAN, REQUEST, RunDirectory, read_json, request_from_json, write_json
+from conformance.evidence import DATA, JOURNAL, PLAN, REQUEST, RunDirectory, read_json, request_from_json, write_json
 from conformance.judgement import plan_of
 from conformance.options import _devices_per_node
 from conformance.spec import load_workload
@@ -371,12 +372,21 @@ def test_an_accuracy_run_that_cannot_begin_is_one_sentence(args, sentence, tmp_p
 @pytest.fixture
 def interrupted(tmp_path):
     """An attempt that its reports folder's journal shows, and that left no checkpoint."""
-    run = tmp_path / "reports" / "first"
+    run, data = tmp_path / "reports" / "first", tmp_path / "data"
     shutil.copytree(RESUMABLE, run)
+    (data / "train").mkdir(parents=True)
+    shutil.copyfile(run / DATA, data / FINGERPRINT)
+    (run / "work").mkdir()
+    (run / "work/data").symlink_to(data / "train")
     write_json(run, PLAN, plan_of(request_from_json(read_json(RunDirectory(run), REQUEST))).to_json())
     digest = hashlib.sha256((run / PLAN).read_bytes()).hexdigest()
     journal.append(tmp_path / "reports" / JOURNAL, "started", "first", workload="tiny-accuracy", plan=digest)
     return run
+
+
+def of_other_data(run):
+    record = read_json(RunDirectory(run), DATA)
+    write_json(run, DATA, {**record, "digest": "0" * 64})
 
 
 def of_another_build(run):
@@ -393,8 +403,9 @@ def of_another_build(run):
         ("elsewhere", lambda run: None, "elsewhere/journal.jsonl shows no attempt first with the plan that stands in"),
         ("reports", lambda run: (run / PLAN).unlink(), "reports/journal.jsonl shows no attempt first with the plan"),
         ("reports", of_another_build, "began with another plan than this build of the suite makes"),
+        ("reports", of_other_data, "trained on the data set 0000000000000000; the one in"),
     ],
-    ids=["no checkpoint", "another reports folder", "no plan", "another build"],
+    ids=["no checkpoint", "another reports folder", "no plan", "another build", "other data"],
 )
 def test_a_run_goes_on_where_its_journal_is(reports, change, sentence, interrupted, tmp_path):
     change(interrupted)
