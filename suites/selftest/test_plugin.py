@@ -268,11 +268,11 @@ def test_what_could_not_start_is_refused_before_the_tests(option, sentence, stub
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
-        value = {"--run-dir": tmp_path, "--master-port": taken.getsockname()[1]}[option]
+        value = {"--run-dir": ROOT, "--master-port": taken.getsockname()[1]}[option]
         result = stubbed("REHEARSAL", "suites/perf", "-m", "tiny", option, str(value))
     assert result.returncode == pytest.ExitCode.USAGE_ERROR
     assert sentence in result.stderr
-    assert not (tmp_path / "started").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["stub_of_the_run.py"]
 
 
 @pytest.mark.parametrize("args", [("suites/perf",), ("suites/preflight", "suites/accuracy")], ids=" and ".join)
