@@ -15,11 +15,13 @@ import re
 import secrets
 import stat
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from gzip import GzipFile
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Protocol
+from typing import IO, Any, BinaryIO, Protocol, TypeAlias
 
 from conformance.errors import ArchiveError
 from conformance.strictjson import quoted
@@ -46,6 +48,10 @@ _READ_AHEAD = 2**16  # who reads more at a time reads into his own memory, witho
 _GZIP_INPUT = 2**16
 # One 40 KiB copy of the decompressor for each of these, so that a late member needs no decompression from the start.
 _CHECKPOINT_BYTES = 32 * 2**20
+# Ten thousand small files may lie far behind one of these, and be read in any order: where files began and ended that
+# were read, a copy is kept too, at least so many bytes apart, the last so many of them.
+_RECENT_POINTS = 256
+_RECENT_BYTES = 2**18
 # What GzipFile writes without a file name and time; any other header could carry text that nothing signs.
 _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 
@@ -141,11 +147,13 @@ class BundleIndex:
         path: The archive.
         members: Its files by name, in the archive's order.
         checkpoints: Where decompression can be resumed; empty for a plain archive.
+        recent: The same where files began and ended that were read; it changes with every one.
     """
 
     path: Path
     members: Mapping[str, Member]
     checkpoints: tuple[_Checkpoint, ...] = field(default=(), repr=False)
+    recent: deque[_Checkpoint] = field(default_factory=partial(deque, maxlen=_RECENT_POINTS), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -239,10 +247,11 @@ def read_index(path: Path, limits: Limits = Limits()) -> BundleIndex:
     Raises:
         ArchiveError: Anything but the one accepted spelling of a bundle; names the place and the fault.
     """
-    with _open(path) as stream:
-        members = {member.name: member for member in _scan(stream, limits)}
-        checkpoints = tuple(stream.raw.checkpoints) if isinstance(stream.raw, _GzipStream) else ()
-    return BundleIndex(path, members, checkpoints)
+    stream = _open(path)
+    blocks: io.BufferedReader = io.BufferedReader(stream, _CHUNK) if isinstance(stream, _GzipStream) else stream
+    with blocks:
+        members = {member.name: member for member in _scan(blocks, limits)}
+    return BundleIndex(path, members, tuple(stream.checkpoints) if isinstance(stream, _GzipStream) else ())
 
 
 def open_member(index: BundleIndex, name: str) -> BinaryIO:
@@ -261,8 +270,9 @@ def open_member(index: BundleIndex, name: str) -> BinaryIO:
     member = index.members.get(name)
     if member is None:
         raise ArchiveError(f"The bundle {index.path} has no file {quoted(name)}.")
-    stream = _open(index.path, member.offset, index.checkpoints)
-    return io.BufferedReader(_MemberStream(stream, member), _READ_AHEAD)
+    stream = _open(index.path, member.offset, _nearest(index, member.offset))
+    _remember(index, stream)
+    return io.BufferedReader(_MemberStream(index, stream, member), _READ_AHEAD)
 
 
 def read_member(index: BundleIndex, name: str, max_bytes: int) -> bytes:
@@ -493,14 +503,21 @@ class _GzipStream(io.RawIOBase):
                 "If the content is honest, pack it as plain .tar.",
             )
         if self._output - (self.checkpoints[-1].output if self.checkpoints else 0) >= _CHECKPOINT_BYTES:
-            self.checkpoints.append(_Checkpoint(self._output, taken, self._inflate.copy()))
+            self.checkpoints.append(self.point())
+
+    def point(self) -> _Checkpoint:
+        return _Checkpoint(self._output, self._file.tell(), self._inflate.copy())
+
+
+_Stream: TypeAlias = io.BufferedReader | _GzipStream
 
 
 class _MemberStream(io.RawIOBase):
     """One file of a bundle; its last bytes are handed out only if the whole has the indexed digest."""
 
-    def __init__(self, stream: io.BufferedReader, member: Member) -> None:
+    def __init__(self, index: BundleIndex, stream: _Stream, member: Member) -> None:
         super().__init__()
+        self._index = index
         self._stream = stream
         self._member = member
         self._left = member.size
@@ -518,13 +535,30 @@ class _MemberStream(io.RawIOBase):
         _fill(self._stream, view)
         self._digest.update(view)
         self._left -= len(view)
-        if not self._left and self._digest.hexdigest() != self._member.sha256:
-            raise ArchiveError(f"{quoted(self._member.name)} in the bundle changed while it was being read.")
+        if not self._left:
+            if self._digest.hexdigest() != self._member.sha256:
+                raise ArchiveError(f"{quoted(self._member.name)} in the bundle changed while it was being read.")
+            _remember(self._index, self._stream)
         return len(view)
 
 
-def _open(path: Path, offset: int = 0, checkpoints: Sequence[_Checkpoint] = ()) -> io.BufferedReader:
-    """Open the archive's decompressed bytes at an offset."""
+def _nearest(index: BundleIndex, offset: int) -> _Checkpoint | None:
+    """The last point at or before an offset."""
+    before = (point for point in (*index.checkpoints, *index.recent) if point.output <= offset)
+    return max(before, key=lambda point: point.output, default=None)
+
+
+def _remember(index: BundleIndex, stream: _Stream) -> None:
+    """Keep the point that a stream has come to, for the next file, unless another lies close before it."""
+    if isinstance(stream, _GzipStream):
+        point = stream.point()
+        near = _nearest(index, point.output)
+        if point.output - (near.output if near else 0) >= _RECENT_BYTES:
+            index.recent.append(point)
+
+
+def _open(path: Path, offset: int = 0, start: _Checkpoint | None = None) -> _Stream:
+    """Open the archive's decompressed bytes at an offset; from a point before it, if it is compressed."""
     try:
         if not path.is_file():
             raise ArchiveError(f"{path} is not a file, so it is no bundle.")
@@ -535,12 +569,12 @@ def _open(path: Path, offset: int = 0, checkpoints: Sequence[_Checkpoint] = ()) 
             return file
     except OSError as error:
         raise ArchiveError(f"The bundle {path} cannot be read: {error.strerror}.") from error
-    start = next((point for point in reversed(checkpoints) if point.output <= offset), None)
-    stream: io.BufferedReader = io.BufferedReader(_GzipStream(file, start), _CHUNK)
+    stream = _GzipStream(file, start)
     try:
         if head != _GZIP_HEADER:
             raise ArchiveError("The gzip header is refused: it carries a file name, a time or a comment.", _REPACK)
-        left, buffer = offset - (start.output if start else 0), memoryview(bytearray(_CHUNK))
+        left = offset - (start.output if start else 0)
+        buffer = memoryview(bytearray(min(left, _CHUNK)))
         while left:
             _fill(stream, buffer[:left])
             left -= len(buffer[:left])
@@ -550,14 +584,14 @@ def _open(path: Path, offset: int = 0, checkpoints: Sequence[_Checkpoint] = ()) 
     return stream
 
 
-def _read_into(stream: io.BufferedReader, view: memoryview) -> int:
+def _read_into(stream: _Stream, view: memoryview) -> int:
     try:
         return stream.readinto(view)
     except OSError as error:
         raise ArchiveError(f"The bundle cannot be read: {error.strerror}.") from error
 
 
-def _fill(stream: io.BufferedReader, view: memoryview) -> None:
+def _fill(stream: _Stream, view: memoryview) -> None:
     """Read exactly as many bytes as the view holds."""
     while view:
         count = _read_into(stream, view)
@@ -566,7 +600,7 @@ def _fill(stream: io.BufferedReader, view: memoryview) -> None:
         view = view[count:]
 
 
-def _scan(stream: io.BufferedReader, limits: Limits) -> Iterator[Member]:
+def _scan(stream: _Stream, limits: Limits) -> Iterator[Member]:
     """Walk the archive from its first byte to its last, yielding each file once it is hashed."""
     seen: dict[str, tuple[str, bool]] = {}
     block, buffer = memoryview(bytearray(_BLOCK)), memoryview(bytearray(_CHUNK))

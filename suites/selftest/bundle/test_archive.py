@@ -538,6 +538,27 @@ def test_members_of_a_large_gzip_in_any_order(tmp_path: Path, monkeypatch: pytes
         assert read_member(index, name, 2**24) == files[name]
 
 
+def test_small_files_behind_a_large_one_do_not_decompress_it_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = archive._GzipStream._count
+    taken: list[int] = []
+
+    def counted(stream: archive._GzipStream, size: int) -> None:
+        taken.append(size)
+        count(stream, size)
+
+    size = 8 * 2**20
+    small = {f"logs/{number:03}": b"%d" % number for number in range(200)}
+    index = write_bundle(tmp_path / "b.tar.gz", {REPORT: b"{}", "environment/large": bytes(size), **small})
+    monkeypatch.setattr(archive._GzipStream, "_count", counted)
+    for name in [*small, *sorted(small, reverse=True), *random.Random(2).sample(sorted(small), 100)]:
+        assert read_member(index, name, 9) == small[name]
+    assert size < sum(taken) < 12 * size  # not 500 times
+    assert 0 < len(index.recent) < 5
+    assert index.recent.maxlen == archive._RECENT_POINTS
+
+
 def test_archive_swapped_after_it_was_indexed(either: Path) -> None:
     index = write_bundle(either, CONTENT)
     write_bundle(either, {**CONTENT, LOG: b"step=0 loss=01.5\n" * 70})
