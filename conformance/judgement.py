@@ -162,26 +162,48 @@ def newest_ceiling(preflights: Mapping[str, Evidence], system: Iterable[Mapping[
     Returns:
         Name and TFLOPS; None where no such preflight measured it.
     """
-    wanted = {device_identity(device) for device in system}
-    found = []
+    return newest_ceilings(preflights, [system])[0]
+
+
+def newest_ceilings(
+    preflights: Mapping[str, Evidence], systems: Iterable[Iterable[Mapping[str, Any]]]
+) -> list[tuple[str, float] | None]:
+    """The same of several systems; each preflight is read once, and none is held while the next is read.
+
+    Args:
+        preflights: Their evidence by name.
+        systems: The devices of each.
+
+    Returns:
+        Name and TFLOPS, or None, for each.
+    """
+    wanted = [{device_identity(device) for device in system} for system in systems]
+    found: list[list[tuple[str, str, float]]] = [[] for _ in wanted]
     for name, files in preflights.items():
         with contextlib.suppress(ConformanceError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            setup, tasks = evidence.read_json(files, evidence.PREFLIGHT), read_tasks(files)
-            top = ceiling(by_device(tasks))
-            known = {device_identity(device) for device in devices(tasks, setup["device"])}
-            if top is not None and setup["rehearsal"] is False and set() < wanted <= known:
-                found.append((str(setup["started"]), name, top))
-    return max(found)[1:] if found else None
+            started, top, known = _measured(files)
+            for identities, ceilings in zip(wanted, found, strict=True):
+                if top is not None and set() < identities <= known:
+                    ceilings.append((started, name, top))
+    return [max(ceilings)[1:] if ceilings else None for ceilings in found]
+
+
+def _measured(files: Evidence) -> tuple[str, float | None, set[str]]:
+    """When a preflight began, the ceiling that it measured, none for a rehearsal, and on which devices."""
+    setup, tasks = evidence.read_json(files, evidence.PREFLIGHT), read_tasks(files)
+    top = ceiling(by_device(tasks)) if setup["rehearsal"] is False else None
+    return str(setup["started"]), top, {device_identity(device) for device in devices(tasks, setup["device"])}
 
 
 def _without_a_log(files: Evidence, plan: Plan, config: str, attempts: Sequence[Attempt]) -> list[Finding]:
     """What is judged by the records of a run, whatever its logs say."""
+    kept = kept_patches(files)  # the same for all attempts
     findings = [
         run_checks.ended(attempts[-1].record),
         _of_all(attempts, lambda each: run_checks.ranks(plan, each.ranks, tuple(each.logs))),
         run_checks.config(plan, config),
         _of_all(attempts, lambda each: run_checks.source(plan.workload, each.record)),
-        _of_all(attempts, lambda each: run_checks.patches(each.record, kept_patches(each.files), each.ranks)),
+        _of_all(attempts, lambda each: run_checks.patches(each.record, kept, each.ranks)),
         run_checks.uniform(_all_ranks(attempts)),
         _of_all(attempts, lambda each: run_checks.computing(each.record)),
         _of_all(attempts, lambda each: run_checks.environment(each.record)),
@@ -258,8 +280,10 @@ def kept_patches(files: Evidence) -> dict[str, str]:
     kept = {}
     for name in files.names():
         if name.startswith("patches/"):
-            with files.open(name) as stream:
-                kept[name.removeprefix("patches/")] = hashlib.sha256(stream.read()).hexdigest()
+            digest = hashlib.sha256()
+            for piece in _pieces(files, name):
+                digest.update(piece)
+            kept[name.removeprefix("patches/")] = digest.hexdigest()
     return kept
 
 

@@ -24,7 +24,7 @@ from conformance.bundle.policy import Bench
 from conformance.bundle.trust import QUESTIONS, judge_trust
 from conformance.checks.finding import Finding, Verdict
 from conformance.errors import ArchiveError, ConformanceError, SignatureError
-from conformance.judgement import Judgement, judge, newest_ceiling
+from conformance.judgement import Judgement, judge, newest_ceilings
 from conformance.report import dsse, keys, statement
 from conformance.report.build import build_predicate, finding_json
 from conformance.report.statement import Statement
@@ -337,7 +337,8 @@ def _facts(
     evidences = [BundleEvidence(index, prefix) for prefix in _prefixes(index)]
     runs = tuple(_run_facts(files, statements[files.prefix + evidence.REPORT]) for files in evidences)
     preflights = {run.name: files for run, files in zip(runs, evidences, strict=True) if run.kind == "preflight"}
-    runs = tuple(replace(run, ceiling=newest_ceiling(preflights, run.rebuilt.get("devices", ()))) for run in runs)
+    ceilings = newest_ceilings(preflights, (run.rebuilt.get("devices", ()) for run in runs))
+    runs = tuple(replace(run, ceiling=ceiling) for run, ceiling in zip(runs, ceilings, strict=True))
     contradictions: tuple[str, ...] = ()
     if first == submission.STATEMENT:
         reports = {run.name: statements[f"{submission.RUNS}{run.name}/{evidence.REPORT}"] for run in runs}

@@ -1,6 +1,8 @@
 """Judging a real run's evidence, and the same evidence with one fault in it."""
 
+import hashlib
 import json
+import tracemalloc
 
 import pytest
 
@@ -8,8 +10,8 @@ from conformance import evidence
 from conformance.bundle.pack import read_report
 from conformance.checks.finding import Finding, Result, Verdict, verdict
 from conformance.errors import ConformanceError
-from conformance.evidence import RunDirectory
-from conformance.judgement import judge
+from conformance.evidence import KeptPreflight, RunDirectory
+from conformance.judgement import judge, kept_patches, newest_ceilings, rank_records
 from conformance.selftest.run import FAULTS, RUN, keep_preflight
 from conformance.spec import load_checks
 
@@ -102,9 +104,37 @@ def test_a_fault_decides_the_verdict_unless_its_check_is_advisory(run, fault):
     assert result is (Verdict.REHEARSAL if advisory else Verdict.NOT_CONFORMANT)
 
 
-def test_an_unruled_patch_file_leaves_the_verdict_open(run):
-    import hashlib
+def test_each_preflight_is_read_once_for_all_systems(run):
+    keep_preflight(run, 2.0)
+    read = []
 
+    class Counted(KeptPreflight):
+        def open(self, name):
+            read.append(name)
+            return super().open(name)
+
+    records = rank_records(RunDirectory(run)).values()
+    system = [{"host": rank["host"], **rank["device"]} for rank in records]
+    found = newest_ceilings({"a": Counted(RunDirectory(run))}, [system, system[:1], [], [{"uuid": "another"}]])
+    assert found == [("a", 2.0), ("a", 2.0), None, None]
+    assert len(read) == len(set(read)) == 3
+
+
+def test_a_patch_file_of_any_size_takes_no_memory(run):
+    (run / "patches").mkdir()
+    with (run / "patches/large.diff").open("wb") as file:
+        file.truncate(64 << 20)
+    tracemalloc.start()
+    try:
+        kept = kept_patches(RunDirectory(run))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert kept == {"large.diff": hashlib.sha256(bytes(64 << 20)).hexdigest()}
+    assert peak < 8 << 20
+
+
+def test_an_unruled_patch_file_leaves_the_verdict_open(run):
     (run / "patches").mkdir()
     (run / "patches/fast.diff").write_text("--- a\n+++ b\n")
     digest = hashlib.sha256((run / "patches/fast.diff").read_bytes()).hexdigest()
