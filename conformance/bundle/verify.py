@@ -6,6 +6,8 @@ Here the archive is read and its facts are gathered; what they are worth, :mod:`
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -16,15 +18,15 @@ from typing import Any, BinaryIO, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from conformance import evidence, journal
+from conformance import evidence, journal, strictjson
 from conformance.bundle import archive, submission
 from conformance.bundle.archive import BundleIndex
 from conformance.bundle.facts import Answer, BundleFacts, RunFacts
 from conformance.bundle.policy import Bench
 from conformance.bundle.trust import QUESTIONS, judge_trust
 from conformance.checks.finding import Finding, Verdict
-from conformance.errors import ArchiveError, ConformanceError, SignatureError
-from conformance.judgement import Judgement, judge, newest_ceilings
+from conformance.errors import ArchiveError, ConformanceError, EvidenceError, SignatureError
+from conformance.judgement import MAX_PREFLIGHT_BYTES, Judgement, judge, newest_ceilings
 from conformance.report import dsse, keys, statement
 from conformance.report.build import build_predicate, finding_json
 from conformance.report.statement import Statement
@@ -33,8 +35,17 @@ from conformance.report.statement import Statement
 RELATIVE_TOLERANCE = 1e-9
 
 MAX_PUBLIC_KEY_BYTES = 4096
-# Of a thousand devices a report has half a MiB, else some 25 KiB. Read, all of a bundle take some 25 times as much.
+# Of a thousand devices a report has half a MiB, else some 25 KiB.
 MAX_ENVELOPES_BYTES = 64 << 20
+# What JSON may take in memory once it is parsed: at once, and in all. The record of a rank takes 20 KB, those of 4096
+# ranks 83 MB; the tasks of a preflight 0.8 MB of two devices. Of several preflights only one's tasks are held at once.
+MAX_PARSED_BYTES = 768 << 20
+MAX_PARSED_IN_ALL_BYTES = 2 * MAX_PARSED_BYTES
+# What is parsed, as its readers find it; the tasks of a preflight by whatever name.
+_TASK = re.compile(r"((?:runs/[^/]+/)?environment/(?:ceiling/)?)preflight-.+")
+_RECORD = re.compile(
+    r"(?:runs/[^/]+/)?(?:environment/.+\.json|configs/request\.json|challenge\.dsse\.json|journal\.jsonl)"
+)
 # What reading a file that only the suite writes ends in, where somebody edited it; no reader can list its faults.
 SPOILED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 # What makes a report's content again, for every version of it.
@@ -204,6 +215,7 @@ def verify(path: Path, bench: Bench | None = None) -> Verification:
         index = _ask(answers, "archive", lambda: _archive(path, limits))
         envelopes = _ask(answers, "", lambda: ("", _envelopes(index)), otherwise="signature")
         own_keys = _ask(answers, "signature", lambda: _signatures(index, envelopes))
+        _ask(answers, "", lambda: _require_memory(index, envelopes), otherwise="schema")
         statements = _ask(answers, "schema", lambda: _statements(envelopes))
         _ask(answers, "files", lambda: _files(index, statements))
         facts = _ask(answers, "", lambda: ("", _facts(index, envelopes, statements, own_keys)), otherwise="recomputed")
@@ -293,6 +305,39 @@ def _signatures(index: BundleIndex, envelopes: Mapping[str, bytes]) -> tuple[str
         own[keys.key_id(public)] = public
         dsse.verify(envelope, {keys.key_id(public): public}, payload_type=statement.PAYLOAD_TYPE)
     return f"Ed25519, {len(envelopes)} signed, by {', '.join(name[:16] for name in sorted(own))}.", own
+
+
+def _require_memory(index: BundleIndex, envelopes: Mapping[str, bytes]) -> tuple[str, None]:
+    """Refuse JSON that would not fit in memory, before any of it is parsed."""
+    at_once, in_all = _memory(index, envelopes)
+    for size, most, how in ((at_once, MAX_PARSED_BYTES, "at once"), (in_all, MAX_PARSED_IN_ALL_BYTES, "in all")):
+        if size > most:
+            raise EvidenceError(
+                f"The bundle's JSON would take some {size >> 20:,} MiB of memory {how}; at most {most >> 20:,} are "
+                "given to it.",
+                "Submit fewer runs in one bundle.",
+            )
+    return "", None
+
+
+def _memory(index: BundleIndex, envelopes: Mapping[str, bytes]) -> tuple[int, int]:
+    """What all JSON that is parsed will take at once, and in all."""
+    held = sum(strictjson.memory(dsse.parse(envelope).payload) for envelope in envelopes.values())
+    tasks: Counter[str] = Counter()  # by folder: each is let go of before the next is read
+    for name, member in index.members.items():
+        task, most = _TASK.fullmatch(name), 0
+        if task:
+            most = MAX_PREFLIGHT_BYTES
+        elif _RECORD.fullmatch(name):
+            most = journal.MAX_JOURNAL_BYTES if name.endswith(evidence.JOURNAL) else evidence.MAX_JSON_BYTES
+        if member.size > most:
+            continue  # nobody parses it
+        size = strictjson.memory(archive.read_member(index, name, most))
+        if task:
+            tasks[task[1]] += size
+        else:
+            held += size
+    return held + max(tasks.values(), default=0), held + tasks.total()
 
 
 def _statements(envelopes: Mapping[str, bytes]) -> tuple[str, dict[str, Statement]]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -185,3 +186,42 @@ def test_quoted_is_safe_on_a_terminal(foreign: str | bytes) -> None:
     assert shown.isascii()
     assert shown.isprintable()
     assert len(shown) <= 20 * 10 + 6
+
+
+UNITS = {
+    "empty lists": b"[]",
+    "lists in lists": b"[" * 30 + b"]" * 30,
+    "objects in objects": b'{"":' * 29 + b"0" + b"}" * 29,
+    "empty objects": b"{}",
+    "lists in objects": b'{"":[]}',
+    "short strings": b'"ab"',
+    "strings beyond ASCII": '"éé"'.encode(),
+    "strings beyond the basic plane": '"😀%s"'.encode() % (b"a" * 1000),
+    "the same, escaped": b'"\\ud83d\\ude00%s"' % (b"a" * 1000),
+    "numbers": b"1.5,999",
+}
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_memory_is_not_more_than_is_told(unit: str) -> None:
+    data = b"[" + b",".join([UNITS[unit]] * (60_000 // len(UNITS[unit]))) + b"]"
+    tracemalloc.start()
+    try:
+        value = strictjson.loads(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert value
+    told = strictjson.memory(data)
+    assert told / 4 < peak < 1.2 * told + 4 * len(data)  # the text, as str, is let go of afterwards
+
+
+def test_memory_of_keys() -> None:
+    data = json.dumps({f"{number:x}": 1 for number in range(10_000)}, separators=(",", ":")).encode()
+    tracemalloc.start()
+    try:
+        strictjson.loads(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.2 * strictjson.memory(data)

@@ -1,8 +1,10 @@
 """Evidence that its maker spoiled and signed: the verifier always answers, and never with a traceback."""
 
 import copy
+import hashlib
 import io
 import json
+import re
 import shutil
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -12,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lab import ACCURACY, STATED, VENDOR, Lab, accept_accuracy, edit, end_journal, members_of, payload_of
 
-from conformance import evidence
-from conformance.bundle import submission
+from conformance import evidence, journal, strictjson
+from conformance.bundle import archive, submission
 from conformance.bundle import verify as verifying
 from conformance.bundle.verify import verify
 from conformance.checks.finding import Verdict
@@ -241,3 +243,74 @@ def test_more_reports_than_fit_in_memory_are_not_read(submitted, monkeypatch):
     assert refusal.id == "signature"
     assert refusal.message == f"The 3 signed files have {size:,} bytes; at most {size - 1:,} are read."
     shown(verification)
+
+
+def lists(size):
+    """A list of about so many bytes that holds empty lists: they take thirty times as much memory once it is parsed."""
+    return b"[" + b",".join([b"[]"] * (size // 3)) + b"]"
+
+
+def journal_of(count, size):
+    """A journal of so many entries of so many bytes."""
+    lines, head = [], journal.GENESIS
+    for _ in range(count):
+        lines.append(b'{"a":%s,"previous":"%s"}\n' % (lists(size - 100), head.encode()))
+        head = hashlib.sha256(lines[-1][:-1]).hexdigest()
+    return b"".join(lines)
+
+
+WIDE = {
+    "rank records": lambda: {f"environment/rank{n}.json": b'{"a":%s}' % lists(4_190_000) for n in range(1000, 1006)},
+    "an earlier attempt's": lambda: {
+        f"environment/segment0/rank{n}.json": b'{"a":%s}' % lists(4_190_000) for n in range(1000, 1006)
+    },
+    "a journal": lambda: {evidence.JOURNAL: journal_of(2, strictjson.MAX_BYTES)},
+    "tasks of a preflight": lambda: {
+        "environment/preflight-device.json": b'{"task":"device","processes":%s}' % lists(20_000_000)
+    },
+    "tasks of another name": lambda: {
+        f"environment/ceiling/preflight-{n}/{n}": b'{"task":"%d","processes":%s}' % (n, lists(7_000_000))
+        for n in range(3)
+    },
+}
+
+
+@pytest.mark.parametrize("kind", WIDE)
+def test_json_that_would_not_fit_in_memory_is_not_parsed(made, monkeypatch, kind):
+    lab, members = made
+    bundle = resigned(lab, members, WIDE[kind]())
+    monkeypatch.setattr(verifying, "_facts", lambda *_: pytest.fail("parsed before it was refused"))
+    verification = verify(bundle, lab.bench(accept_accuracy))
+    assert verification.verdict is Verdict.NOT_CONFORMANT
+    (refusal,) = [answer for answer in verification.answers if answer.answer == "no"]
+    assert refusal.id == "schema"
+    assert re.fullmatch(
+        r"The bundle's JSON would take some [\d,]+ MiB of memory at once; at most 768 are given to it. "
+        r"Submit fewer runs in one bundle\.",
+        refusal.message,
+    )
+    shown(verification)
+
+
+def test_the_tasks_of_only_one_preflight_are_held_at_once(submitted, monkeypatch):
+    lab, members = submitted
+    again = {name.replace("/preflight/", "/second/"): data for name, data in members.items() if "/preflight/" in name}
+    index = archive.read_index(lab.written({**members, **again}))
+    at_once, in_all = verifying._memory(index, {})
+    tasks = sum(strictjson.memory(data) for name, data in members.items() if "/environment/preflight-" in name)
+    assert in_all - at_once == tasks > 100_000
+    monkeypatch.setattr(verifying, "MAX_PARSED_IN_ALL_BYTES", 0)
+    told = verify(lab.written(members), lab.bench()).answers[-1].message
+    assert re.match(r"The bundle's JSON would take some \d MiB of memory in all; at most 0 are given to it\.", told)
+
+
+def test_an_honest_bundle_of_a_large_system_fits_in_memory(made, submitted):
+    ranks = 4096 * strictjson.memory(made[1]["environment/rank0.json"])
+    assert ranks < verifying.MAX_PARSED_BYTES / 5
+    preflight = Path(__file__).parents[3] / "reports/example/h200x2-slice.tar"
+    members = members_of(preflight)
+    tasks = sum(strictjson.memory(data) for name, data in members.items() if "t/environment/preflight-" in name)
+    kept = sum(strictjson.memory(data) for name, data in members.items() if "/environment/ceiling/" in name) / 2
+    thousand = 1024 / 2  # times its two devices
+    assert thousand * tasks + 2 * ranks < verifying.MAX_PARSED_BYTES
+    assert thousand * (tasks + 3 * kept) + 2 * ranks < verifying.MAX_PARSED_IN_ALL_BYTES
