@@ -393,9 +393,9 @@ def one_whole_run(training: Training, steps: int) -> list[str]:
     kept = losses([*sorted(last.glob("logs/segment*/node0/rank0.log")), last / "logs/node0/rank0.log"])
     if {step: sorted(values) for step, values in made.items()} != {step: sorted(v) for step, v in kept.items()}:
         failures.append("the last attempt's evidence has not every line of every attempt")
-    verdict_ = (
-        f"{sum(map(len, made.values()))} steps made, {steps} when merged; the report says {judgement.verdict.value}"
-    )
+    red = [name for name, finding in found.items() if finding.result in (Result.FAIL, Result.ERROR)]
+    verdict_ = f"{sum(map(len, made.values()))} steps made, {steps} when merged; the report says "
+    verdict_ += f"{judgement.verdict.value} ({', '.join(red) or 'nothing is red'})"
     print(f"  {verdict_}; {found['log-overlap'].message}")
     return failures
 
