@@ -36,7 +36,7 @@ def test_json_of_several_files(capsys):
     logs = sorted(map(str, LOGS.glob("*.log")))
     assert main(["analyze", "--json", *logs]) == 1
     runs = json.loads(capsys.readouterr().out)["runs"]
-    ended = ["completed"] * (len(logs) - 2) + ["crashed", "out_of_memory"]
+    ended = ["completed"] * (len(logs) - 3) + ["crashed", "out_of_memory", "stopped"]
     assert sorted(run["outcome"] for run in runs) == ended
 
 
