@@ -440,6 +440,14 @@ def test_segments_with_a_gap_between_them_are_not_one_run():
     assert {f.check: f.result for f in second.findings}["log-overlap"] is Result.ERROR
 
 
+def test_a_loss_below_a_nat_strays_by_more_than_its_mean():
+    """What is known by heart and what is not lie far apart there: a small text after 500 steps of the rehearsal."""
+    low, high = (Run(data_parallel=4, total_steps=400, loss=loss).text() for loss in (0.2, 2.0))
+    assert "log-loss" not in red(mutate(low, "loss", times(1.75), step=390))
+    assert "log-loss" in red(mutate(low, "loss", times(3), step=390))
+    assert "log-loss" in red(mutate(high, "loss", times(1.75), step=390))
+
+
 def test_one_ranks_loss_cannot_be_lowered_on_every_step():
     run = Run(total_steps=300, data_parallel=32)
     assert "log-loss" in red(mutate(run.text(), "loss", times(0.97), step=None))
