@@ -35,7 +35,7 @@ stop_after() {
   local run=$out/reports/$name
   while kill -0 $! 2>/dev/null && ! grep -qs ' step=[0-9]' "$run/logs/node0/rank0.log"; do sleep 1; done
   echo "== $name: told to stop after $steps steps"
-  echo -n "$steps" >"$run/work/stop.new" && mv "$run/work/stop.new" "$run/work/stop"
+  (cd "$run/work" && echo -n "$steps" >stop.new && mv stop.new stop)
   wait $!
 }
 

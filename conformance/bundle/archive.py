@@ -464,7 +464,7 @@ class _GzipStream(io.RawIOBase):
     def __init__(self, file: BinaryIO, start: _Checkpoint | None) -> None:
         super().__init__()
         self._file = file
-        self._output = start.output if start else 0
+        self.output = start.output if start else 0
         self._inflate: _Inflate = start.inflate.copy() if start else zlib.decompressobj(wbits=31)
         self.checkpoints: list[_Checkpoint] = []
         file.seek(start.input if start else 0)
@@ -494,19 +494,19 @@ class _GzipStream(io.RawIOBase):
         return 0
 
     def _count(self, size: int) -> None:
-        self._output += size
+        self.output += size
         taken = self._file.tell()
-        if self._output > _RATIO_FREE_BYTES and self._output > MAX_GZIP_RATIO * taken:
+        if self.output > _RATIO_FREE_BYTES and self.output > MAX_GZIP_RATIO * taken:
             raise ArchiveError(
-                f"The archive is refused as a gzip bomb: {taken} bytes became {self._output}, and more than "
+                f"The archive is refused as a gzip bomb: {taken} bytes became {self.output}, and more than "
                 f"{MAX_GZIP_RATIO} times as many are not accepted.",
                 "If the content is honest, pack it as plain .tar.",
             )
-        if self._output - (self.checkpoints[-1].output if self.checkpoints else 0) >= _CHECKPOINT_BYTES:
+        if self.output - (self.checkpoints[-1].output if self.checkpoints else 0) >= _CHECKPOINT_BYTES:
             self.checkpoints.append(self.point())
 
     def point(self) -> _Checkpoint:
-        return _Checkpoint(self._output, self._file.tell(), self._inflate.copy())
+        return _Checkpoint(self.output, self._file.tell(), self._inflate.copy())
 
 
 _Stream: TypeAlias = io.BufferedReader | _GzipStream
@@ -551,10 +551,9 @@ def _nearest(index: BundleIndex, offset: int) -> _Checkpoint | None:
 def _remember(index: BundleIndex, stream: _Stream) -> None:
     """Keep the point that a stream has come to, for the next file, unless another lies close before it."""
     if isinstance(stream, _GzipStream):
-        point = stream.point()
-        near = _nearest(index, point.output)
-        if point.output - (near.output if near else 0) >= _RECENT_BYTES:
-            index.recent.append(point)
+        near = _nearest(index, stream.output)
+        if stream.output - (near.output if near else 0) >= _RECENT_BYTES:
+            index.recent.append(stream.point())
 
 
 def _open(path: Path, offset: int = 0, start: _Checkpoint | None = None) -> _Stream:

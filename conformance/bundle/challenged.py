@@ -25,7 +25,7 @@ def challenge_answer(facts: BundleFacts, vendor: str, bench: Bench) -> Reply:
     Returns:
         Answer and message.
     """
-    trained = [run for run in facts.runs if run.kind != "preflight"]
+    trained = _trained(facts)
     without = [run for run in trained if run.challenge is None]
     policy = bench.policy
     if without and policy is not None and policy.challenge_required:
@@ -65,12 +65,14 @@ def nonces(facts: BundleFacts) -> tuple[str, ...]:
         Each once, sorted.
     """
     found = set()
-    for run in facts.runs:
-        if run.kind == "preflight":
-            continue
+    for run in _trained(facts):
         with contextlib.suppress(ConformanceError):  # a malformed one is refused as an answer
             found |= {challenges.parse(run.challenge).nonce} if run.challenge is not None else set()
     return tuple(sorted(found))
+
+
+def _trained(facts: BundleFacts) -> list[RunFacts]:
+    return [run for run in facts.runs if run.kind != "preflight"]
 
 
 def _challenge_fault(run: RunFacts, envelope: bytes, vendor: str, bench: Bench) -> str:

@@ -17,6 +17,7 @@ import pytest
 from conformance.claim import lock
 from conformance.devices import count_devices, detect_device, load_device
 from conformance.errors import ConformanceError
+from conformance.evidence import require_new
 
 WAIT_SECONDS = 2400  # more than all nodes may take to arrive, and all tasks together
 ERROR = "preflight-error.txt"
@@ -134,10 +135,9 @@ def pytest_configure(config):
         run = _run_directory(config.option, config.stash[REQUEST].place.node_rank)
         for folder in () if config.option.collectonly else {run.parent, config.option.reports}:
             _require_writable(folder)
+        require_new(run)
     except ConformanceError as error:
         raise pytest.UsageError(str(error)) from error
-    if run.exists() and any(run.iterdir()):
-        raise pytest.UsageError(f"The run directory {run} is not empty; choose another --run-dir.")
     config.stash[RUN] = run
 
 
